@@ -1,0 +1,60 @@
+# `make help` lists the targets.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help venv lint format docs unit trial test demo cluster clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+venv: $(STAMP) ## Make .venv with the project and its tools (PYTHON=... chooses the interpreter)
+
+# Again only when a file changes that says what is installed.
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "$(PYTHON) is missing or older than 3.11; name another one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { \
+	    echo "$(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP_INSTALL) --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+lint: venv ## Check style, types and the layers
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: venv ## Format the code, and mend what the linter can mend
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+docs: venv ## Build the documentation into docs/_build/html; a warning is an error
+	@$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --builder html docs docs/_build/html
+
+unit: venv ## Run the tests alone
+	@$(BIN)/python -m pytest
+
+trial: venv ## Run the tests with Twisted's own runner
+	@$(BIN)/trial --reporter=summary --temp-directory=_trial_temp tests
+
+# The tests come last, so that their closing line is the last of the output.
+test: lint docs unit ## Run all checks and tests
+
+demo: venv ## Start a cluster on this machine and show it at work
+	@$(BIN)/python -m zlayer_consensus.daemon.demo
+
+cluster: venv ## Start a cluster on this machine and keep it running
+	@$(BIN)/python -m zlayer_consensus.daemon.cluster
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) build dist *.egg-info docs/_build _trial_temp* .hypothesis
+	rm -rf .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	rm -f twisted/plugins/dropin.cache
