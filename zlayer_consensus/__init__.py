@@ -1,0 +1,1 @@
+"""A Raft consensus toolkit for Twisted."""

@@ -1,0 +1,108 @@
+"""CBOR as this project uses it: one way to encode, one strict way to decode.
+
+What is decoded here came from a disk or a peer. Everything that can make a decoded value surprising is refused:
+tags, shared references, indefinite lengths, duplicate keys, keys that are not text or bytes, trailing bytes,
+NaN and infinities, undefined and simple values, integers beyond 64 bits (hazards §4.3, A-18 to A-20).
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from typing import Any, NoReturn
+
+import cbor2
+
+__all__ = ["CborError", "dumps", "loads"]
+
+MAX_DEPTH = 16
+_INT_MIN, _INT_MAX = -(1 << 63), (1 << 64) - 1
+
+
+class CborError(ValueError):
+    """The bytes are not one strictly encoded CBOR item."""
+
+
+def _refuse_tag(*_args: object, **_kwargs: object) -> NoReturn:
+    raise CborError("CBOR tags are not allowed")
+
+
+_KNOWN_TAGS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    25,
+    28,
+    29,
+    30,
+    35,
+    36,
+    37,
+    52,
+    54,
+    100,
+    256,
+    258,
+    260,
+    261,
+    1004,
+    43000,
+    55799,
+)
+_SEMANTIC: Any = dict.fromkeys(_KNOWN_TAGS, _refuse_tag)
+
+
+def dumps(value: object) -> bytes:
+    """Encode plain values (None, bool, int, float, str, bytes, list, tuple, dict) in canonical form."""
+    return cbor2.dumps(value, canonical=True)
+
+
+def loads(data: bytes) -> Any:
+    """Decode exactly one item.
+
+    :raises CborError: if ``data`` is anything but one strict item.
+    """
+    stream = io.BytesIO(data)
+    try:
+        value = cbor2.CBORDecoder(
+            stream,
+            semantic_decoders=_SEMANTIC,
+            tag_hook=_refuse_tag,
+            max_depth=MAX_DEPTH,
+            allow_indefinite=False,
+            allow_duplicate_keys=False,
+            strict_hashable_types=True,
+        ).decode()
+    except CborError:
+        raise
+    except Exception as error:  # the decoder's own errors, and what a hook raised inside it
+        raise CborError(f"not valid CBOR: {type(error).__name__}") from error
+    if stream.tell() != len(data):
+        raise CborError("bytes follow the CBOR item")
+    _check(value)
+    return value
+
+
+def _check(value: Any) -> None:
+    kind = type(value)
+    if kind is bytes or kind is str or kind is bool or value is None:
+        return
+    if kind is int:
+        if not _INT_MIN <= value <= _INT_MAX:
+            raise CborError("an integer has more than 64 bits")
+    elif kind is float:
+        if not math.isfinite(value):
+            raise CborError("NaN and infinities are not allowed")
+    elif kind is list:
+        for item in value:
+            _check(item)
+    elif kind is dict:
+        for key, item in value.items():
+            if type(key) is not str and type(key) is not bytes:
+                raise CborError("a map key is neither text nor bytes")
+            _check(item)
+    else:
+        raise CborError(f"a value of type {kind.__name__} is not allowed")

@@ -1,0 +1,1 @@
+"""Network contracts, the wire codec, the HTTP client and the HTTP service."""

@@ -1,0 +1,1 @@
+"""Storage contracts, and the memory and file backends."""

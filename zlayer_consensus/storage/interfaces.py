@@ -1,0 +1,245 @@
+"""The storage contracts. What a method promises about durability, order and errors stands in its docstring.
+
+Everything here runs on the reactor's thread; blocking work goes through an executor that a backend owns. A Deferred
+that these methods return is not cancellable: cancelling it gives up waiting and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from zope.interface import Attribute, Interface
+
+from ..raft import Entry, LogId, LogWrite, SnapshotPoint, Start
+
+__all__ = [
+    "ApplyContext",
+    "ILogStore",
+    "ISnapshotReader",
+    "ISnapshotReceiver",
+    "ISnapshotWriter",
+    "IStateMachine",
+    "IStateMachineStore",
+    "IStateSink",
+    "Identity",
+    "Manifest",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Who a data directory belongs to.
+
+    :param node_id: the node's id.
+    :param incarnation: 16 random bytes, made once with the directory (memory stores: at every start).
+    :param cluster_id: 16 bytes, or empty until the node belongs to a cluster.
+    :param origin: how it came to its cluster: the encoded initial member list it bootstrapped with, or empty.
+    """
+
+    node_id: int
+    incarnation: bytes
+    cluster_id: bytes = b""
+    origin: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A snapshot's table of contents, small enough to travel in one message.
+
+    :param point: position, configuration and log time.
+    :param parts: ``(size in bytes, SHA-256 digest)`` of each part, in order.
+    :param installed: whether it came from a leader (then the log may legally end before it, S-17).
+    """
+
+    point: SnapshotPoint
+    parts: tuple[tuple[int, bytes], ...]
+    installed: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(size for size, _ in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyContext:
+    """What ``apply`` may know beside the command. There is no other clock (H-80).
+
+    :param index: the entry's log index.
+    :param time_ms: the leader's wall-clock time in the entry; it never falls along the log.
+    """
+
+    index: int
+    time_ms: int
+
+
+class ILogStore(Interface):
+    """The log with term, vote and commit.
+
+    Life cycle: ``open`` once, then the others, ``close`` last. After any failure that is not
+    :class:`~zlayer_consensus.errors.LogCompacted`, :class:`~zlayer_consensus.errors.StorageFull` included, the store
+    has failed: every later call fails with the same error, and the node stops.
+    """
+
+    identity: Identity = Attribute("The :class:`Identity`; known once ``open`` has fired.")
+
+    def open() -> Deferred[Start]:
+        """Recover, and fire with what was found; ``Start.snapshot`` and ``Start.applied`` are left to the caller.
+
+        What it reports is durable: a tail that was found, but perhaps never synced, is synced first.
+
+        :raises StorageCorrupt: if durable data is damaged. Nothing was changed.
+        :raises StorageLocked: if another process has it open.
+        :raises WrongIdentity: if it belongs to another node.
+        """
+
+    def adopt(identity: Identity) -> Deferred[None]:
+        """Set ``cluster_id`` and ``origin`` durably. Only once, before the first write; node and incarnation stay."""
+
+    def write(write: LogWrite) -> Deferred[None]:
+        """Start a write. Fires when it, and every earlier one, is durable.
+
+        Calls may overlap; they take effect and fire in call order, and waiting ones may share one sync. The write
+        is atomic in a crash only towards the end: a prefix of its entries may survive, none was acknowledged.
+
+        :raises StorageFull: if there is no space.
+        :raises StorageFailed: if the disk failed.
+        """
+
+    def read(first: int, last: int, max_bytes: int) -> Deferred[list[Entry]]:
+        """Read durable entries from ``first`` on: at least one, then as many as ``last`` and ``max_bytes`` allow.
+
+        :raises LogCompacted: if ``first`` was purged.
+        :raises StorageCorrupt: if what was read is damaged.
+        """
+
+    def purge(upto: LogId) -> Deferred[None]:
+        """Allow entries up to ``upto`` to be removed. Space comes back later; reading them fails from now on.
+
+        The position becomes durable at the latest with the removal of the first file.
+        """
+
+    def close() -> Deferred[None]:
+        """Finish the writes under way, mark a clean stop, release lock and threads. Idempotent."""
+
+
+class IStateSink(Interface):
+    """Takes a snapshot back in, piece by piece."""
+
+    def write(chunk: bytes) -> None:
+        """Take the next piece, exactly as the snapshot's iterator yielded it. Should return within a few ms."""
+
+    def finish() -> None:
+        """All pieces are in: replace the state, in one step. Before this call the old state stands."""
+
+
+class IStateMachine(Interface):
+    """An application: deterministic, without I/O, on the reactor's thread."""
+
+    def apply(command: Any, context: ApplyContext) -> Any:
+        """Carry out one committed command and return its result.
+
+        Called once per entry in log order. A :class:`~zlayer_consensus.errors.DomainError` is a result; the state must
+        then be as every other replica's. Any other exception stops the node before the applied index moves (H-81).
+        """
+
+    def snapshot() -> Iterator[bytes]:
+        """Return an iterator over the state as of this call, in pieces of at most a few hundred KiB.
+
+        It is drained in slices while ``apply`` goes on: what it yields must not show later changes. It is closed
+        (``close()``, if it has one) when it is given up.
+        """
+
+    def restore() -> IStateSink:
+        """Begin to replace the state by a snapshot's."""
+
+
+class ISnapshotWriter(Interface):
+    """Writes a snapshot of the local state machine."""
+
+    def write(chunk: bytes) -> Deferred[None]:
+        """Append one piece; its boundaries are kept. Fires when the next may come."""
+
+    def publish() -> Deferred[Manifest]:
+        """Make it durable and the newest snapshot; older ones beyond the number kept are removed."""
+
+    def abort() -> Deferred[None]:
+        """Remove what was written. Idempotent, and allowed after a failure."""
+
+
+class ISnapshotReader(Interface):
+    """Reads a published snapshot, which stays readable until ``close``, also if it is superseded."""
+
+    manifest: Manifest = Attribute("Its :class:`Manifest`.")
+
+    def read(part: int, offset: int, size: int) -> Deferred[bytes]:
+        """Read up to ``size`` raw bytes of a part, for a transfer; empty only at its end.
+
+        :raises StorageCorrupt: at the latest when the last byte of a damaged part was read.
+        """
+
+    def next_chunk() -> Deferred[bytes | None]:
+        """Return the next piece as it was written, None at the end, for loading.
+
+        :raises StorageCorrupt: if the part it lies in is damaged.
+        """
+
+    def close() -> None:
+        """Release it. Idempotent."""
+
+
+class ISnapshotReceiver(Interface):
+    """Takes in a leader's snapshot, part by part, in order."""
+
+    manifest: Manifest = Attribute("What was announced.")
+    position: tuple[int, int] = Attribute("``(part, offset)`` of the next byte that is wanted.")
+    complete: bool = Attribute("Whether every part is in.")
+
+    def write(part: int, offset: int, data: bytes) -> Deferred[None]:
+        """Append raw bytes at ``position``.
+
+        :raises ValueError: if they belong elsewhere, are too many, or finish a part whose digest is wrong; the part
+            then starts over. Nothing else has changed.
+        """
+
+    def publish() -> Deferred[Manifest]:
+        """Make it durable and the newest snapshot, marked as installed.
+
+        :raises ValueError: if it is not complete.
+        """
+
+    def abort() -> Deferred[None]:
+        """Remove what was received. Idempotent."""
+
+
+class IStateMachineStore(Interface):
+    """Keeps an application's snapshots. After a restart the state is the newest snapshot and the log behind it."""
+
+    machine: IStateMachine = Attribute("The application.")
+
+    def open() -> Deferred[Manifest | None]:
+        """Find the newest snapshot, and remove leftovers of unfinished ones. Reads no state yet.
+
+        :raises StorageCorrupt: if the newest published snapshot is damaged as far as its manifest shows.
+        """
+
+    def newest() -> Manifest | None:
+        """Return the newest published snapshot's manifest."""
+
+    def reader() -> ISnapshotReader:
+        """Open the newest snapshot.
+
+        :raises LookupError: if there is none.
+        """
+
+    def writer(point: SnapshotPoint) -> ISnapshotWriter:
+        """Begin a snapshot of the state as of ``point``. One writer at a time."""
+
+    def receiver(manifest: Manifest) -> ISnapshotReceiver:
+        """Begin to receive a snapshot, or go on with the one under way if it has the same manifest."""
+
+    def close() -> Deferred[None]:
+        """Finish and release. Idempotent."""
