@@ -18,7 +18,7 @@ def _number(low: float, high: float) -> Callable[[Any, Any, Any], None]:
     def check(_instance: object, field: Any, value: object) -> None:
         wanted: type | tuple[type, ...] = int if field.type == "int" else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
-            raise ConfigError(field.name, value, "must be a number" if wanted != int else "must be an integer")
+            raise ConfigError(field.name, value, "must be an integer" if wanted is int else "must be a number")
         if not low <= value <= high:  # type: ignore[operator]
             raise ConfigError(field.name, value, f"must be between {low:g} and {high:g}")
 
