@@ -42,7 +42,7 @@ unit: venv ## Run the tests alone
 	@$(BIN)/python -m pytest
 
 trial: venv ## Run the tests with Twisted's own runner
-	@$(BIN)/trial --reporter=summary --temp-directory=_trial_temp tests
+	@$(BIN)/trial --reporter=text --temp-directory=_trial_temp tests
 
 # The tests come last, so that their closing line is the last of the output.
 test: lint docs unit ## Run all checks and tests

@@ -84,6 +84,10 @@ class PluginTests(SynchronousTestCase):
         printed = run_python("import twisted.plugins.zlayer_consensus_plugin" + REPORT_REACTOR_MODULES)
         self.assertEqual(printed.strip(), "loaded:")
 
+    def test_package_leaves_the_reactor_to_the_application(self) -> None:
+        """An application that embeds a node may install the reactor of its choice after it imported us."""
+        self.assertEqual(run_python("import zlayer_consensus" + REPORT_REACTOR_MODULES).strip(), "loaded:")
+
     def test_twistd_finds_the_plugin(self) -> None:
         printed = run_python(
             "from twisted.application.service import IServiceMaker\n"
@@ -147,13 +151,34 @@ class RoomTests(SynchronousTestCase):
         self.assertEqual(found, [])
 
     def test_key_value_application_uses_public_names_alone(self) -> None:
+        hidden = [f"{PACKAGE.name}.{room}" for room in ("raft", "network")]
         found = [
             f"{path}:{line} {name}"
             for path, _, tree in modules(PACKAGE / "kv")
             for line, name in imports(tree)
-            if is_inside(name, PACKAGE.name)
-            and not is_inside(name, f"{PACKAGE.name}.kv")
-            and any(part.startswith("_") for part in name.split("."))
+            if is_inside(name, PACKAGE.name) and not is_inside(name, f"{PACKAGE.name}.kv")
+            if any(is_inside(name, each) for each in hidden) or "._" in name
+        ]
+        self.assertEqual(found, [])
+
+    def test_nothing_imports_the_test_kit(self) -> None:
+        kit = f"{PACKAGE.name}.testing"
+        found = [
+            f"{path}:{line} {name}"
+            for path, _, tree in modules(PACKAGE)
+            if not is_inside(".".join(Path(path).parts), kit)
+            for line, name in imports(tree)
+            if is_inside(name, kit)
+        ]
+        self.assertEqual(found, [])
+
+    def test_node_does_not_know_http(self) -> None:
+        found = [
+            f"{path}:{line} {name}"
+            for path, _, tree in modules(PACKAGE)
+            if is_inside(".".join(Path(path).with_suffix("").parts), f"{PACKAGE.name}.node")
+            for line, name in imports(tree)
+            if is_inside(name, "klein") or is_inside(name, "treq")
         ]
         self.assertEqual(found, [])
 
