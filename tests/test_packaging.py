@@ -34,13 +34,17 @@ def modules(directory: Path) -> Iterator[tuple[str, str, ast.Module]]:
         yield str(path.relative_to(ROOT)), source, ast.parse(source, str(path))
 
 
-def imports(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """Yields line and full name of all that a module imports, in functions too; relative imports aside."""
+def imports(path: str, tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Yields line and full name of everything that a module imports, inside functions too."""
+    packages = Path(path).parent.parts
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            yield from ((node.lineno, f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            # One dot is the package of the module itself, and each further dot is one package up.
+            start = packages[: len(packages) - node.level + 1] if node.level else ()
+            origin = ".".join([*start, node.module] if node.module else start)
+            yield from ((node.lineno, f"{origin}.{alias.name}") for alias in node.names)
 
 
 def is_inside(name: str, package: str) -> bool:
@@ -145,7 +149,7 @@ class RoomTests(SynchronousTestCase):
         found = [
             f"{path}:{line} {name}"
             for path, _, tree in modules(PACKAGE / "raft")
-            for line, name in imports(tree)
+            for line, name in imports(path, tree)
             if any(is_inside(name, each) for each in forbidden)
         ]
         self.assertEqual(found, [])
@@ -155,7 +159,7 @@ class RoomTests(SynchronousTestCase):
         found = [
             f"{path}:{line} {name}"
             for path, _, tree in modules(PACKAGE / "kv")
-            for line, name in imports(tree)
+            for line, name in imports(path, tree)
             if is_inside(name, PACKAGE.name) and not is_inside(name, f"{PACKAGE.name}.kv")
             if any(is_inside(name, each) for each in hidden) or "._" in name
         ]
@@ -167,7 +171,7 @@ class RoomTests(SynchronousTestCase):
             f"{path}:{line} {name}"
             for path, _, tree in modules(PACKAGE)
             if not is_inside(".".join(Path(path).parts), kit)
-            for line, name in imports(tree)
+            for line, name in imports(path, tree)
             if is_inside(name, kit)
         ]
         self.assertEqual(found, [])
@@ -177,7 +181,7 @@ class RoomTests(SynchronousTestCase):
             f"{path}:{line} {name}"
             for path, _, tree in modules(PACKAGE)
             if is_inside(".".join(Path(path).with_suffix("").parts), f"{PACKAGE.name}.node")
-            for line, name in imports(tree)
+            for line, name in imports(path, tree)
             if is_inside(name, "klein") or is_inside(name, "treq")
         ]
         self.assertEqual(found, [])
