@@ -68,11 +68,16 @@ class HeartbeatRequest:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatReply:
-    """``last_index`` is the last durable index; one below the known match shows a log that fell back (H-29)."""
+    """How far the receiver is.
+
+    :param last_index: its last durable index; one below the known match shows a log that fell back (H-29).
+    :param commit: its commit index, so that the leader sees who has to be told.
+    """
 
     term: int
     round: int
     last_index: int
+    commit: int
 
 
 @dataclass(frozen=True, slots=True)
