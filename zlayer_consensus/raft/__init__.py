@@ -1,5 +1,6 @@
 """The Raft algorithm, sans I/O."""
 
+from ._core import RaftCore
 from ._effects import (
     Answer,
     Done,
@@ -41,6 +42,7 @@ from ._messages import (
     VoteReply,
     VoteRequest,
 )
+from ._progress import PeerProgress
 from ._types import (
     ENTRY_OVERHEAD,
     MAX_INDEX,
@@ -80,8 +82,10 @@ __all__ = [
     "Membership",
     "MembershipChange",
     "PeerAlarm",
+    "PeerProgress",
     "Persist",
     "Proposed",
+    "RaftCore",
     "ReadIndexReply",
     "ReadIndexRequest",
     "ReadReady",

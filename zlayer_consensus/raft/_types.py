@@ -138,6 +138,11 @@ class Entry(NamedTuple):
         """The client's sequence number within the session."""
         return int(_U64.unpack_from(self.raw, 32)[0])
 
+    def command(self) -> tuple[int, int, int, bytes]:
+        """Return ``(time_ms, session, sequence, payload)``, read in one go."""
+        _, _, time_ms, session, sequence, _ = _HEADER.unpack_from(self.raw)
+        return time_ms, session, sequence, self.raw[_HEADER.size :]
+
 
 ENTRY_OVERHEAD = _HEADER.size
 """Bytes that the header adds to a payload."""
