@@ -206,7 +206,7 @@ class RaftCore:
             _election.ask_again(s)
         if s.now < s.election_deadline or not _election.may_campaign(s):
             return
-        if late > s.config.election_timeout_min:
+        if late > s.config.election_timeout_min and s.membership.all_voters != {s.node_id}:
             # This process was paused: what the leader sent meanwhile may still wait to be read (H-14).
             s.election_deadline = s.now + s.random_timeout()
         elif s.oldest_write_age() <= s.config.election_timeout_max:

@@ -87,11 +87,13 @@ def on_vote_request(s: State, token: Token, sender: int, message: VoteRequest) -
     granted = (
         message.term == s.term
         and not sticky
-        and s.role in (Role.FOLLOWER, Role.LEARNER)
+        and s.role in (Role.FOLLOWER, Role.LEARNER, Role.PRE_CANDIDATE)
         and s.voted_for in (0, sender)
         and message.last >= s.log.last
     )
     if granted:
+        if s.role is Role.PRE_CANDIDATE:
+            s.become_follower(s.term, None)
         s.set_term(s.term, sender)
         s.election_deadline = s.now + s.random_timeout()
     reply = VoteReply(s.term, message.campaign, False, granted)

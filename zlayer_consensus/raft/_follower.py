@@ -12,7 +12,16 @@ from ._messages import AppendRequest, HeartbeatReply, HeartbeatRequest
 from ._state import State
 from ._types import MAX_INDEX, Entry, EntryKind, Role
 
-__all__ = ["check_append", "install", "on_append", "on_heartbeat", "release_held", "snapshot_offered", "will_install"]
+__all__ = [
+    "check_append",
+    "follow_commit",
+    "install",
+    "on_append",
+    "on_heartbeat",
+    "release_held",
+    "snapshot_offered",
+    "will_install",
+]
 
 
 def check_append(message: AppendRequest) -> None:
@@ -48,7 +57,7 @@ def on_heartbeat(s: State, token: Token, sender: int, message: HeartbeatRequest)
     """Note that the leader is there, and what it has committed; its entries do not matter here (S-21)."""
     if message.term >= s.term:
         _follow(s, sender, message.term)
-        _commit(s, message.commit)
+        follow_commit(s, message.commit)
     s.when_vote_persisted(lambda: s.answer(token, HeartbeatReply(s.term, message.round, s.log.durable, s.commit)))
 
 
@@ -101,7 +110,7 @@ def _take(s: State, token: Token, message: AppendRequest) -> None:
     _merge(s, message.entries)
     match = message.prev.index + len(message.entries)
     s.verified = max(s.verified, match)
-    _commit(s, message.commit)
+    follow_commit(s, message.commit)
     reply = s.append_reply(message, success=True, match=match)
     s.when_persisted(lambda: s.answer(token, reply))
 
@@ -133,7 +142,7 @@ def _merge(s: State, entries: Sequence[Entry]) -> None:
     s.append(tuple(entries[new:]))
 
 
-def _commit(s: State, leader_commit: int) -> None:
+def follow_commit(s: State, leader_commit: int) -> None:
     """Advance the commit index as far as the log is known to equal the leader's (H-24, S-23)."""
     index = min(leader_commit, s.verified)
     if index > s.commit:
@@ -148,7 +157,7 @@ def snapshot_offered(s: State, sender: int, term: int, point_index: int, point_t
     _follow(s, sender, term)
     if s.log.term_at(point_index) == point_term and point_index > s.commit:
         s.verified = max(s.verified, point_index)
-        _commit(s, point_index)  # the log has it all; keep what follows (H-62)
+        follow_commit(s, point_index)  # the log has it all; keep what follows (H-62)
     if point_index <= s.commit:
         return "covered" if point_index <= s.log.durable else "busy"
     return "accept"
@@ -164,7 +173,7 @@ def install(s: State, point: SnapshotPoint) -> None:
     if not will_install(s, point):
         if point.last.index > s.commit:
             s.verified = max(s.verified, point.last.index)
-            _commit(s, point.last.index)
+            follow_commit(s, point.last.index)
         return
     s.reset_log(point)
     s.snapshot = point

@@ -8,6 +8,7 @@ back (H-70, J-50).
 from __future__ import annotations
 
 from ._effects import ReadReady, Refused, Token
+from ._follower import follow_commit
 from ._messages import ReadIndexReply, ReadIndexRequest
 from ._progress import LeaderState, PendingRead
 from ._quorum import has_quorum
@@ -101,6 +102,7 @@ def on_read_index_reply(s: State, request: ReadIndexRequest, reply: ReadIndexRep
     if reply.index == 0 or reply.term != s.term:
         s.out.refused.extend(Refused(token, s.not_leader()) for token in tokens)
     else:
+        follow_commit(s, reply.index)
         s.out.reads.extend(ReadReady(token, reply.index) for token in tokens)
     _ask(s)
 
