@@ -1,5 +1,6 @@
 """The public test kit."""
 
+from ._memory_network import Link, MemoryNetwork
 from ._simfs import SimulatedFileSystem
 
-__all__ = ["SimulatedFileSystem"]
+__all__ = ["Link", "MemoryNetwork", "SimulatedFileSystem"]

@@ -1,0 +1,346 @@
+"""What every message looks like on the wire: each is described once, here.
+
+A message is a CBOR map with exactly the keys of its schema and values of exactly their types. Rules that tie fields
+together are those that every correct sender keeps; they hold for all versions that are understood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..config import ConsensusConfig
+from ..raft import (
+    MAX_INDEX,
+    MAX_TERM,
+    NO_LOG,
+    AppendReply,
+    AppendRequest,
+    EntryKind,
+    HeartbeatReply,
+    HeartbeatRequest,
+    LogId,
+    ReadIndexReply,
+    ReadIndexRequest,
+    TimeoutNowReply,
+    TimeoutNowRequest,
+    VoteReply,
+    VoteRequest,
+)
+from ._messages import (
+    ForwardReply,
+    ForwardRequest,
+    IdentifyReply,
+    IdentifyRequest,
+    SnapshotChunk,
+    SnapshotChunkReply,
+)
+
+__all__ = [
+    "CLUSTER_ID",
+    "ENDPOINTS",
+    "ENDPOINT_OF",
+    "ID",
+    "IDENTIFY",
+    "INCARNATION",
+    "OPTIONAL_ID",
+    "TEXT",
+    "U64",
+    "WORD",
+    "Endpoint",
+    "Field",
+    "MessageSchema",
+    "request_limits",
+]
+
+KIB = 1 << 10
+MIB = 1 << 20
+_MAX_U64 = (1 << 64) - 1
+_MAX_CHUNK = MIB
+_MAX_MANIFEST = MIB
+_MAX_MEMBERS = 128 * KIB
+_MAX_PROPOSAL = 16 * MIB
+# The frame around a body: identities, names, heads of items.
+_FRAME = 4 * KIB
+
+
+class Field(NamedTuple):
+    """One value's form.
+
+    :param form: what it must be, in words that follow "must be".
+    :param read: returns the value as the message holds it; raises :class:`ValueError` if it is anything else.
+    :param write: returns the plain value to encode, or None to encode it as it is.
+    """
+
+    form: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] | None = None
+
+
+def _integer(form: str, low: int, high: int) -> Field:
+    def read(value: Any) -> int:
+        # `type`, not isinstance: True is an int.
+        if type(value) is int and low <= value <= high:
+            return value
+        raise ValueError
+
+    return Field(form, read)
+
+
+def _sized(form: str, kind: type[bytes] | type[str], *sizes: int, upto: int | None = None) -> Field:
+    """Bytes or text of one of ``sizes``, or of any length up to ``upto``."""
+
+    def read(value: Any) -> Any:
+        if type(value) is kind and (len(value) in sizes if upto is None else len(value) <= upto):
+            return value
+        raise ValueError
+
+    return Field(form, read)
+
+
+def _word(value: Any) -> str:
+    if type(value) is str and len(value) <= 64 and all(c == "_" or "a" <= c <= "z" for c in value):
+        return value
+    raise ValueError
+
+
+def _text(value: Any) -> str:
+    # Control characters would let a peer write lines of its own into our log (A-34).
+    if type(value) is str and len(value) <= 1024 and value.isprintable():
+        return value
+    raise ValueError
+
+
+def _boolean(value: Any) -> bool:
+    if type(value) is bool:
+        return value
+    raise ValueError
+
+
+def _log_id(value: Any) -> LogId:
+    if type(value) is list and len(value) == 2:
+        term, index = value
+        if type(term) is int and type(index) is int:
+            if 0 < term <= MAX_TERM and 0 < index <= MAX_INDEX:
+                return LogId(term, index)
+            if term == 0 == index:
+                return NO_LOG
+    raise ValueError
+
+
+def _one_of(*choices: str) -> Field:
+    def read(value: Any) -> str:
+        if type(value) is str and value in choices:
+            return value
+        raise ValueError
+
+    return Field("one of " + ", ".join(choices), read)
+
+
+ID = _integer("an integer from 1 to 2^64-1", 1, _MAX_U64)
+OPTIONAL_ID = _integer("an integer from 0 to 2^64-1", 0, _MAX_U64)
+U64 = _integer("an integer from 0 to 2^64-1", 0, _MAX_U64)
+WORD = Field("at most 64 of the characters a-z and _", _word)
+TEXT = Field("at most 1024 printable characters", _text)
+INCARNATION = _sized("16 bytes", bytes, 16)
+CLUSTER_ID = _sized("16 bytes, or none", bytes, 0, 16)
+_TERM = _integer("an integer from 1 to 2^62-1", 1, MAX_TERM)
+_TERM_OR_0 = _integer("an integer from 0 to 2^62-1", 0, MAX_TERM)
+_INDEX = _integer("an integer from 0 to 2^62-1", 0, MAX_INDEX)
+_BOOL = Field("true or false", _boolean)
+_LOG_ID = Field("a list of term and index, each from 1 to 2^62-1, or both 0", _log_id, list)
+_MEMBERS = _sized(f"at most {_MAX_MEMBERS} bytes", bytes, upto=_MAX_MEMBERS)
+_PAYLOAD = _sized(f"at most {_MAX_PROPOSAL} bytes", bytes, upto=_MAX_PROPOSAL)
+_RESULT = _sized(f"at most {2 * _MAX_PROPOSAL} bytes", bytes, upto=2 * _MAX_PROPOSAL)
+_PACKED = _sized("a byte string of packed entries", bytes, upto=1 << 32)
+
+
+class MessageSchema(NamedTuple):
+    """One message: its fields, in the order of the class's, and the rule that ties them together.
+
+    :param rule: returns the field that breaks a rule and what the rule is, or None.
+    """
+
+    name: str
+    message: type
+    fields: tuple[tuple[str, Field], ...]
+    rule: Callable[[Any], tuple[str, str] | None] = lambda _message: None
+
+
+class Endpoint(NamedTuple):
+    """One RPC.
+
+    :param name: the last segment of its path.
+    :param lane: which connections carry it.
+    :param request_limit, reply_limit: most bytes of a body.
+    """
+
+    name: str
+    lane: str
+    request: MessageSchema
+    reply: MessageSchema
+    request_limit: int
+    reply_limit: int
+
+
+def _schema(
+    message: type, rule: Callable[[Any], tuple[str, str] | None] = lambda _message: None, **fields: Field
+) -> MessageSchema:
+    name = "".join("_" + c.lower() if c.isupper() else c for c in message.__name__).lstrip("_")
+    slots = tuple(getattr(message, "__slots__", ()))
+    if tuple(fields) != slots:
+        raise TypeError(f"the schema of {name} has the fields {tuple(fields)}, the message has {slots}")
+    return MessageSchema(name, message, tuple(fields.items()), rule)
+
+
+def _last_term(message: Any) -> tuple[str, str] | None:
+    return ("last", "must not be of a later term than the message") if message.last.term > message.term else None
+
+
+def _prev_term(message: AppendRequest) -> tuple[str, str] | None:
+    return ("prev", "must not be of a later term than the message") if message.prev.term > message.term else None
+
+
+def _match(message: AppendReply) -> tuple[str, str] | None:
+    return ("match", "must be 0 without success") if message.match and not message.success else None
+
+
+def _chunk(message: SnapshotChunk) -> tuple[str, str] | None:
+    if message.last == NO_LOG:
+        return "last", "must not be the beginning of the log"
+    if message.manifest and (message.data or message.part or message.offset):
+        return "manifest", "must come alone, before the data"
+    return _last_term(message)
+
+
+_STATUS = _one_of("continue", "busy", "installed", "restart", "stale")
+
+_ENDPOINTS = (
+    Endpoint(
+        "vote",
+        "control",
+        _schema(VoteRequest, _last_term, term=_TERM, last=_LOG_ID, campaign=U64, pre_vote=_BOOL, transfer=_BOOL),
+        _schema(VoteReply, term=_TERM_OR_0, campaign=U64, pre_vote=_BOOL, granted=_BOOL),
+        _FRAME,
+        _FRAME,
+    ),
+    Endpoint(
+        "heartbeat",
+        "control",
+        _schema(HeartbeatRequest, term=_TERM, commit=_INDEX, round=U64),
+        _schema(HeartbeatReply, term=_TERM_OR_0, round=U64, last_index=_INDEX, commit=_INDEX),
+        _FRAME,
+        _FRAME,
+    ),
+    Endpoint(
+        "append",
+        "append",
+        _schema(
+            AppendRequest, _prev_term, term=_TERM, stream=U64, seq=U64, prev=_LOG_ID, entries=_PACKED, commit=_INDEX
+        ),
+        _schema(
+            AppendReply,
+            _match,
+            term=_TERM_OR_0,
+            stream=U64,
+            seq=U64,
+            success=_BOOL,
+            match=_INDEX,
+            conflict=_LOG_ID,
+            last_index=_INDEX,
+        ),
+        4 * MIB,
+        _FRAME,
+    ),
+    Endpoint(
+        "snapshot",
+        "snapshot",
+        _schema(
+            SnapshotChunk,
+            _chunk,
+            term=_TERM,
+            last=_LOG_ID,
+            digest=_sized("32 bytes", bytes, 32),
+            manifest=_sized(f"at most {_MAX_MANIFEST} bytes", bytes, upto=_MAX_MANIFEST),
+            part=_INDEX,
+            offset=_INDEX,
+            data=_sized(f"at most {_MAX_CHUNK} bytes", bytes, upto=_MAX_CHUNK),
+            done=_BOOL,
+        ),
+        _schema(SnapshotChunkReply, term=_TERM_OR_0, status=_STATUS, part=_INDEX, offset=_INDEX),
+        max(_MAX_CHUNK, _MAX_MANIFEST) + _FRAME,
+        _FRAME,
+    ),
+    Endpoint(
+        "timeout-now",
+        "control",
+        _schema(TimeoutNowRequest, term=_TERM),
+        _schema(TimeoutNowReply, term=_TERM_OR_0),
+        _FRAME,
+        _FRAME,
+    ),
+    Endpoint(
+        "read-index",
+        "control",
+        _schema(ReadIndexRequest, term=_TERM_OR_0, context=U64),
+        _schema(ReadIndexReply, term=_TERM_OR_0, context=U64, index=_INDEX),
+        _FRAME,
+        _FRAME,
+    ),
+    Endpoint(
+        "propose",
+        "forward",
+        _schema(
+            ForwardRequest,
+            operation=WORD,
+            payload=_PAYLOAD,
+            kind=_integer(f"an integer from 0 to {max(EntryKind)}", 0, max(EntryKind)),
+            session=_INDEX,
+            sequence=U64,
+            timeout_ms=_integer("an integer from 0 to 86400000", 0, 86_400_000),
+        ),
+        _schema(ForwardReply, error=WORD, payload=_RESULT, index=_INDEX),
+        MIB + _FRAME,
+        2 * _MAX_PROPOSAL + _FRAME,
+    ),
+    Endpoint(
+        "identify",
+        "control",
+        _schema(IdentifyRequest, members=_MEMBERS),
+        _schema(
+            IdentifyReply,
+            node_id=ID,
+            incarnation=INCARNATION,
+            cluster_id=CLUSTER_ID,
+            members=_MEMBERS,
+            membership=_MEMBERS,
+            leader_id=OPTIONAL_ID,
+        ),
+        _MAX_MEMBERS + _FRAME,
+        2 * _MAX_MEMBERS + _FRAME,
+    ),
+)
+
+ENDPOINTS = {endpoint.name: endpoint for endpoint in _ENDPOINTS}
+"""Every RPC by name."""
+
+ENDPOINT_OF = {endpoint.request.message: endpoint for endpoint in _ENDPOINTS}
+"""Every RPC by the class of its request."""
+
+IDENTIFY = ENDPOINTS["identify"]
+"""The one RPC that is allowed before there is a cluster."""
+
+
+def request_limits(config: ConsensusConfig | None = None) -> dict[str, int]:
+    """Return the largest body of each RPC's request in bytes, by the RPC's name.
+
+    :param config: this node's settings. A peer may have been configured otherwise, so what the defaults allow is
+        always accepted; larger messages and proposals only when they are configured here.
+    """
+    limits = {endpoint.name: endpoint.request_limit for endpoint in _ENDPOINTS}
+    if config is not None:
+        # One entry that exceeds max_payload_bytes travels alone; each entry has a length beside it.
+        entries = max(config.max_payload_bytes, config.max_proposal_bytes) + 64 * config.max_payload_entries
+        limits["append"] = max(limits["append"], entries + _FRAME)
+        limits["propose"] = max(limits["propose"], config.max_proposal_bytes + _FRAME)
+    return limits

@@ -1,0 +1,227 @@
+"""A network inside one process: delays, losses, one-way partitions, all drawn from one random source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
+from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ..errors import ConsensusError, PeerUnreachable
+from ..network import _codec, _errors
+from ..network.interfaces import Envelope, INetwork, IRaftService, RpcReply, RpcRequest
+
+__all__ = ["Link", "MemoryNetwork"]
+
+
+@dataclass
+class Link:
+    """What happens to whatever goes from one address to another, requests and replies alike. May be changed any time.
+
+    :param delay: shortest and longest time on the way, in seconds; drawn for each message, so messages overtake.
+    :param loss: probability that a message is lost.
+    :param duplicate: probability that a request is executed twice. The caller gets the first reply.
+    :param reply_loss: probability that a request is executed and its reply lost.
+    :param cut: nothing passes.
+    """
+
+    delay: tuple[float, float] = (0.0, 0.0)
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reply_loss: float = 0.0
+    cut: bool = False
+
+
+class MemoryNetwork:
+    """Connects the nodes of a test. Everything happens in calls of ``clock``; ``random`` alone decides the order.
+
+    Each node calls its peers through the :class:`~zlayer_consensus.network.INetwork` that :meth:`endpoint` returns
+    for its address, and is called through the service that it attached there. A request to an address where nobody is
+    attached is refused as a closed port refuses. A lost message is noticed by the caller's time-out only, and what
+    timed out may still be executed.
+
+    :param clock: drives all deliveries and time-outs.
+    :param random: draws delays, losses and duplicates.
+    :param through_codec: whether every message and every error passes through the wire codec, as over HTTP.
+    """
+
+    def __init__(self, clock: IReactorTime, random: Random, *, through_codec: bool = False) -> None:
+        self.clock = clock
+        self.through_codec = through_codec
+        self.default = Link()
+        """What holds for links that have no settings of their own."""
+        self._random = random
+        self._links: dict[tuple[str, str], Link] = {}
+        self._cuts: set[tuple[str, str]] = set()
+        self._services: dict[str, IRaftService] = {}
+        self._endpoints: dict[str, _Endpoint] = {}
+        self._calls: dict[_Call, None] = {}
+
+    def endpoint(self, address: str) -> INetwork:
+        """Return the network as seen from ``address``; after its ``stop`` a new one."""
+        endpoint = self._endpoints.get(address)
+        if endpoint is None or endpoint.stopped:
+            endpoint = self._endpoints[address] = _Endpoint(self, address)
+        return endpoint
+
+    def attach(self, address: str, service: IRaftService) -> None:
+        """Serve what is sent to ``address``. Replaces what was attached there."""
+        self.detach(address)
+        self._services[address] = service
+
+    def detach(self, address: str) -> None:
+        """Close the port: calls that were under way there fail, and their replies are dropped, as when a node dies."""
+        if self._services.pop(address, None) is not None:
+            for call in [each for each in self._calls if each.target == address and each.delivered]:
+                call.fail("the connection was lost")
+
+    def link(self, source: str, target: str) -> Link:
+        """Return the settings of one direction; the first call makes a copy of the defaults for it."""
+        pair = (source, target)
+        if pair not in self._links:
+            self._links[pair] = Link(**vars(self.default))
+        return self._links[pair]
+
+    def cut(self, source: str, target: str) -> None:
+        """Lose everything from ``source`` to ``target``; the other direction is left as it is."""
+        self._cuts.add((source, target))
+
+    def partition(self, *groups: Iterable[str]) -> None:
+        """Lose everything between addresses of different groups, in both directions. Earlier cuts stay."""
+        sets = [set(group) for group in groups]
+        for one in sets:
+            for other in sets:
+                if one is not other:
+                    self._cuts.update((a, b) for a in one for b in other)
+
+    def heal(self, *addresses: str) -> None:
+        """Undo cuts and partitions: those that touch one of ``addresses``, or all. Settings of links stay."""
+        self._cuts = {pair for pair in self._cuts if addresses and not set(addresses) & set(pair)}
+
+    def _passes(self, source: str, target: str) -> bool:
+        """Decide the fate of one message at the time when it arrives: what is on its way when a link is cut is lost."""
+        link = self._links.get((source, target), self.default)
+        return not (link.cut or (source, target) in self._cuts) and not self._happens(link.loss)
+
+    def _happens(self, probability: float) -> bool:
+        return probability > 0 and self._random.random() < probability
+
+    def _delay(self, source: str, target: str) -> float:
+        low, high = self._links.get((source, target), self.default).delay
+        return low if low == high else self._random.uniform(low, high)
+
+    def _execute(self, source: str, target: str, frame: tuple[Envelope, Any], done: _Call) -> None:
+        """A request arrives: hand it to the service, and send the outcome on its way back."""
+        if not self._passes(source, target):
+            return
+        service = self._services.get(target)
+        if service is None:
+            # No answer but the refusal itself, and that is lost like everything else.
+            self._return(source, target, done, Failure(PeerUnreachable(target, "the connection was refused", False)))
+            return
+        done.delivered = True
+        envelope, request = frame
+        if self.through_codec:
+            endpoint, body = _codec.encode_request(envelope, request, 0)
+            decoded = _codec.decode_request(endpoint, body)
+            envelope, request = decoded.envelope, decoded.message
+        reply = maybeDeferred(service.handle, envelope, request)
+
+        def answer(result: Any) -> None:
+            if self._services.get(target) is service:
+                self._return(source, target, done, self._recode(envelope, target, result))
+
+        _ = reply.addBoth(answer)
+
+    def _recode(self, envelope: Envelope, target: str, result: Any) -> Any:
+        """Do to a reply or an error what the wire does to it."""
+        if isinstance(result, Failure):
+            if self.through_codec and isinstance(result.value, ConsensusError):
+                status, body = _errors.encode_error(result.value)
+                return Failure(_errors.decode_error(status, body, target, envelope))
+            return result
+        if self.through_codec:
+            endpoint, body = _codec.encode_reply(envelope, result, 0)
+            return _codec.decode_reply(endpoint, body).message
+        return result
+
+    def _return(self, source: str, target: str, done: _Call, result: Any) -> None:
+        """Send an outcome from ``target`` back to ``source``."""
+        if isinstance(result, Failure) and not result.check(ConsensusError):
+            # A defect of the node under test: shown to the test as it is, however bad the network.
+            done.finish(result)
+            return
+        lost = self._happens(self._links.get((source, target), self.default).reply_loss)
+        if not lost:
+            self.clock.callLater(
+                self._delay(target, source),
+                lambda: done.finish(result) if self._passes(target, source) else None,
+            )
+
+
+class _Call:
+    """One call under way: fires its Deferred once, whichever of reply, time-out, crash or stop comes first."""
+
+    def __init__(self, network: MemoryNetwork, source: str, target: str, timeout: float) -> None:
+        self.source = source
+        self.target = target
+        self.delivered = False
+        self.result: Deferred[RpcReply] = Deferred(self._cancelled)
+        self._calls = network._calls
+        self._calls[self] = None
+        self._timeout: IDelayedCall = network.clock.callLater(timeout, self.fail, f"no reply within {timeout:g} s")
+
+    def fail(self, reason: str) -> None:
+        """Give up waiting."""
+        self.finish(Failure(PeerUnreachable(self.target, reason, sent=True)))
+
+    def finish(self, result: Any) -> None:
+        """Fire with ``result``, unless something came first."""
+        if self not in self._calls:
+            return
+        del self._calls[self]
+        if self._timeout.active():
+            self._timeout.cancel()
+        self.result.callback(result)
+
+    def _cancelled(self, result: Deferred[RpcReply]) -> None:
+        self._calls.pop(self, None)
+        if self._timeout.active():
+            self._timeout.cancel()
+        result.errback(CancelledError())
+
+
+@implementer(INetwork)
+class _Endpoint:
+    """The network as one node sees it."""
+
+    def __init__(self, network: MemoryNetwork, address: str) -> None:
+        self.stopped = False
+        self._network = network
+        self._address = address
+
+    def call(self, address: str, envelope: Envelope, request: RpcRequest, timeout: float) -> Deferred[RpcReply]:
+        """Send one RPC."""
+        network, source = self._network, self._address
+        if self.stopped:
+            return fail(PeerUnreachable(address, "this network was stopped", sent=False))
+        done = _Call(network, source, address, timeout)
+        link = network._links.get((source, address), network.default)
+        for _ in range(2 if network._happens(link.duplicate) else 1):
+            network.clock.callLater(
+                network._delay(source, address), network._execute, source, address, (envelope, request), done
+            )
+        return done.result
+
+    def stop(self) -> Deferred[None]:
+        """Fail the calls under way."""
+        if not self.stopped:
+            self.stopped = True
+            for call in [each for each in self._network._calls if each.source == self._address]:
+                call.fail("this network was stopped")
+        return succeed(None)
