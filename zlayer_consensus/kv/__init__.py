@@ -1,0 +1,72 @@
+"""The replicated key-value store: the application that the daemon runs unless told otherwise.
+
+An application of its own can use it as well: ``ConsensusNode`` with :class:`KeyValueMachine` and :data:`TYPES`,
+``encode`` for what is proposed and ``decode_result`` for what comes back.
+"""
+
+from __future__ import annotations
+
+from ._commands import (
+    MAX_DELETED_KEYS,
+    MAX_KEY_BYTES,
+    MAX_RANGE_KEYS,
+    MAX_RESULT_BYTES,
+    MAX_TXN_OPERATIONS,
+    TO_THE_END,
+    Command,
+    Compare,
+    Comparison,
+    Delete,
+    DeleteResult,
+    KeyValue,
+    Operation,
+    OperationResult,
+    Put,
+    PutResult,
+    Range,
+    RangeResult,
+    Result,
+    Target,
+    Txn,
+    TxnResult,
+    UnknownCommand,
+    decode,
+    decode_result,
+    encode,
+    prefix_end,
+    validate,
+)
+from ._machine import TYPES, KeyValueMachine
+
+__all__ = [
+    "MAX_DELETED_KEYS",
+    "MAX_KEY_BYTES",
+    "MAX_RANGE_KEYS",
+    "MAX_RESULT_BYTES",
+    "MAX_TXN_OPERATIONS",
+    "TO_THE_END",
+    "TYPES",
+    "Command",
+    "Compare",
+    "Comparison",
+    "Delete",
+    "DeleteResult",
+    "KeyValue",
+    "KeyValueMachine",
+    "Operation",
+    "OperationResult",
+    "Put",
+    "PutResult",
+    "Range",
+    "RangeResult",
+    "Result",
+    "Target",
+    "Txn",
+    "TxnResult",
+    "UnknownCommand",
+    "decode",
+    "decode_result",
+    "encode",
+    "prefix_end",
+    "validate",
+]

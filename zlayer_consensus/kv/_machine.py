@@ -1,0 +1,202 @@
+"""The key-value application as a node sees it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from zope.interface import implementer
+
+from ..errors import DomainError
+from ..storage.interfaces import ApplyContext, IStateMachine, IStateSink
+from ..types import declare_raft_types
+from ._commands import (
+    DELETE,
+    MAX_RESULT_BYTES,
+    PUT,
+    RANGE,
+    RECORD_HEAD,
+    TO_THE_END,
+    TXN,
+    Command,
+    Compare,
+    Comparison,
+    Delete,
+    KeyValue,
+    Operation,
+    Put,
+    RangeResult,
+    Target,
+    Txn,
+    decode,
+)
+from ._snapshot import Snapshot, StateSink
+from ._store import HISTORY_BYTES, HISTORY_CHANGES, Store
+
+__all__ = ["TYPES", "KeyValueMachine"]
+
+TYPES = declare_raft_types(request=bytes, response=Any)
+"""The types to give to a node that runs :class:`KeyValueMachine`."""
+
+
+@implementer(IStateMachine)
+class KeyValueMachine:
+    """A replicated, ordered, versioned map of bytes to bytes.
+
+    Commands are what :func:`~zlayer_consensus.kv.encode` makes, results what
+    :func:`~zlayer_consensus.kv.decode_result` reads. Reads that do not go through the log use :meth:`get` and
+    :meth:`range` from within ``read_state``. A command that is refused (:class:`~zlayer_consensus.errors.DomainError`)
+    has changed nothing.
+
+    :param history_changes: changes of which the history is kept, for reads at a past revision.
+    :param history_bytes: bytes that this history may take.
+    """
+
+    def __init__(self, *, history_changes: int = HISTORY_CHANGES, history_bytes: int = HISTORY_BYTES) -> None:
+        self._history = (history_changes, history_bytes)
+        self._store = Store(*self._history)
+        self._index = 0
+        self._debris: Iterator[None] = iter(())
+
+    @property
+    def index(self) -> int:
+        """The log index of the last command that was applied."""
+        return self._index
+
+    @property
+    def revision(self) -> int:
+        """The current revision; that of an empty store is 1."""
+        return self._store.revision
+
+    @property
+    def compacted_revision(self) -> int:
+        """The oldest revision that can be read."""
+        return self._store.compacted
+
+    def __len__(self) -> int:
+        return len(self._store)
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that are equal on all members which have applied the same commands."""
+        return self._store.digest()
+
+    def record(self, key: bytes, revision: int = 0) -> bytes | None:
+        """Return a key's record as :meth:`KeyValue.of` reads it, or None; for who is in a hurry.
+
+        :raises DomainError: as :meth:`get`.
+        """
+        return self._store.get(key, revision)
+
+    def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
+        """Return a key, now or as of a past revision, or None.
+
+        :raises DomainError: ``compacted`` or ``future_revision``.
+        """
+        record = self._store.get(key, revision)
+        return None if record is None else KeyValue.of(key, record)
+
+    def range(self, start: bytes = b"", end: bytes | None = None, *, limit: int = 0, revision: int = 0) -> RangeResult:
+        """Return a page of the keys in [start, end), in order; ``end`` None is no bound.
+
+        :raises DomainError: ``compacted`` or ``future_revision``.
+        """
+        pairs, next_key = self._store.page(start, end, limit, revision)
+        kvs = tuple(KeyValue.of(key, record) for key, record in pairs)
+        return RangeResult(revision or self._store.revision, kvs, next_key is not None, next_key)
+
+    # --- IStateMachine
+
+    def apply(self, command: bytes, context: ApplyContext) -> list[Any]:
+        """Carry out a command, in one step or not at all.
+
+        :raises DomainError: if it is refused; every replica says the same.
+        :raises UnknownCommand: if a later version made it; the node stops.
+        """
+        next(self._debris, None)
+        try:
+            result = self._carry_out(decode(command))
+        except BaseException as error:
+            self._store.rollback()
+            if isinstance(error, DomainError):
+                self._index = context.index
+            raise
+        self._store.commit()
+        self._index = context.index
+        return result
+
+    def snapshot(self) -> Iterator[bytes]:
+        """Return the state as of now, in pieces of at most 256 KiB; nothing is copied yet."""
+        return Snapshot(self._store, self._index)
+
+    def restore(self) -> IStateSink:
+        """Begin to replace the state."""
+        return StateSink(Store(*self._history), self._adopt)
+
+    def _adopt(self, store: Store, index: int) -> None:
+        # Freed bit by bit, in apply: to free a million keys at once would stop the event loop for 0.1 s.
+        self._debris = self._store.dismantle()
+        self._store = store
+        self._index = index
+
+    # --- commands
+
+    def _carry_out(self, command: Command) -> list[Any]:
+        if isinstance(command, Txn):
+            return self._txn(command)
+        return self._operation(command, MAX_RESULT_BYTES)[0]
+
+    def _txn(self, txn: Txn) -> list[Any]:
+        succeeded = all(self._holds(each) for each in txn.compare)
+        results: list[list[Any]] = []
+        total = 0
+        for operation in txn.success if succeeded else txn.failure:
+            result, size = self._operation(operation, MAX_RESULT_BYTES - total)
+            results.append(result)
+            total += size
+            if total > MAX_RESULT_BYTES and total > size:
+                raise DomainError(
+                    "result_too_large",
+                    f"the transaction reads more than {MAX_RESULT_BYTES} bytes; nothing was done",
+                    {"limit": MAX_RESULT_BYTES},
+                )
+        return [TXN, self._store.revision_so_far, succeeded, results]
+
+    def _operation(self, operation: Operation, max_bytes: int) -> tuple[list[Any], int]:
+        """Return the result, and how many bytes of the store are in it."""
+        store = self._store
+        if isinstance(operation, Put):
+            put = store.put(operation.key, operation.value)
+            return [PUT, store.revision_so_far, *put], 0
+        start, range_end = operation.key, operation.range_end
+        end = None if range_end == TO_THE_END else range_end
+        if isinstance(operation, Delete):
+            deleted = store.delete_range(start, end) if range_end else store.delete(start)
+            return [DELETE, store.revision_so_far, deleted], 0
+        if range_end:
+            pairs, next_key = store.page(start, end, operation.limit, max_bytes=max_bytes)
+        else:
+            record = store.get(start)
+            pairs, next_key = [] if record is None else [(start, record)], None
+        size = sum(len(key) + len(record) for key, record in pairs)
+        return [RANGE, store.revision_so_far, [list(pair) for pair in pairs], next_key], size
+
+    def _holds(self, compare: Compare) -> bool:
+        record = self._store.get(compare.key)
+        actual: Any
+        if compare.target is Target.VALUE:
+            if record is None:
+                return False
+            actual = record[RECORD_HEAD.size :]
+        else:
+            create, mod, version, *_ = RECORD_HEAD.unpack_from(record) if record else (0, 0, 0)
+            actual = {Target.CREATE_REVISION: create, Target.MOD_REVISION: mod, Target.VERSION: version}[compare.target]
+        return _HOLDS[compare.comparison](actual, compare.operand)
+
+
+_HOLDS: dict[Comparison, Callable[[Any, Any], bool]] = {
+    Comparison.EQUAL: operator.eq,
+    Comparison.NOT_EQUAL: operator.ne,
+    Comparison.LESS: operator.lt,
+    Comparison.GREATER: operator.gt,
+}

@@ -1,0 +1,269 @@
+"""The ordered, versioned map, on the data model of etcd v3.
+
+Every command that changes something makes one revision; a key knows the revisions that created and last changed it,
+and counts its changes. A record is one bytes object, ``create_revision, mod_revision, version, lease`` and the value:
+it is what is hashed and what is written to a snapshot, and the garbage collector does not look into it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from hashlib import sha256
+from heapq import merge
+from typing import Final
+
+from ..errors import DomainError
+from ._commands import MAX_DELETED_KEYS, MAX_RANGE_KEYS, MAX_RESULT_BYTES, RECORD_HEAD
+from ._history import Event, History
+from ._index import KeyIndex
+
+__all__ = ["FIRST_REVISION", "HISTORY_BYTES", "HISTORY_CHANGES", "Page", "Store"]
+
+FIRST_REVISION: Final = 1
+"""The revision of the empty store, as in etcd; 0 stands for no revision."""
+HISTORY_CHANGES: Final = 1 << 15
+HISTORY_BYTES: Final = 16 << 20
+
+_SHARDS: Final = 256
+"""One dict of a million keys takes 30 ms and more when it grows; many small ones never stall."""
+_MAX_SCANNED: Final = 10_000
+"""Most keys that a page looks at, for reads of the past, where few of them may have been there."""
+_SUM_MASK: Final = (1 << 128) - 1
+_NUMBERS: Final = struct.Struct("<QQQQ")
+_SHARE: Final = slice(_NUMBERS.size, RECORD_HEAD.size)
+
+Page = tuple[list[tuple[bytes, bytes]], bytes | None]
+"""Keys with their records, and the key where the range goes on, or None."""
+
+
+def make_record(key: bytes, create: int, mod: int, version: int, value: bytes) -> bytes:
+    """Return a record. Its share in the digest is 16 bytes of the SHA-256 of all the rest, the key included."""
+    numbers = _NUMBERS.pack(create, mod, version, 0)
+    return numbers + sha256(_share_input(key, numbers, value)).digest()[:16] + value
+
+
+def _share_input(key: bytes, numbers: bytes, value: bytes) -> bytes:
+    return len(key).to_bytes(4, "little") + key + numbers + value
+
+
+def _share(record: bytes) -> int:
+    return int.from_bytes(record[_SHARE], "little")
+
+
+class Store:
+    """The map and its history.
+
+    Changes are made one by one and then committed, or rolled back, together; both at the end of one command. Nothing
+    reads in between but the command itself.
+
+    :param history_changes: changes that the history keeps.
+    :param history_bytes: bytes that the history keeps.
+    """
+
+    def __init__(self, history_changes: int = HISTORY_CHANGES, history_bytes: int = HISTORY_BYTES) -> None:
+        self.revision = FIRST_REVISION
+        self.history = History(history_changes, history_bytes)
+        self._shards: list[dict[bytes, bytes]] = [{} for _ in range(_SHARDS)]
+        self._index = KeyIndex()
+        self._sum = 0
+        self._pending = 0
+        self._observers: list[Callable[[bytes, bytes | None], None]] = []
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def compacted(self) -> int:
+        """The oldest revision that can be read."""
+        return self.history.compacted
+
+    def digest(self) -> bytes:
+        """Return 16 bytes that depend on keys and records alone: the sum of their shares, modulo 2^128."""
+        return self._sum.to_bytes(16, "little")
+
+    @property
+    def revision_so_far(self) -> int:
+        """The revision that includes what is pending."""
+        return self.revision + (1 if self._pending else 0)
+
+    # --- reading
+
+    def get(self, key: bytes, revision: int = 0) -> bytes | None:
+        """Return a key's record, now or as of a revision.
+
+        :raises DomainError: ``compacted`` or ``future_revision``.
+        """
+        record = self._shards[hash(key) % _SHARDS].get(key)
+        if not revision:
+            return record
+        self._check_revision(revision)
+        return self.history.at(key, revision, record)
+
+    def page(
+        self, start: bytes, end: bytes | None, limit: int = 0, revision: int = 0, max_bytes: int = MAX_RESULT_BYTES
+    ) -> Page:
+        """Return keys of [start, end) in order, at most ``MAX_RANGE_KEYS`` and, but for the first, ``max_bytes``.
+
+        :param limit: most keys; 0 is that bound.
+        :param revision: the revision to show; 0 is the present.
+        :raises DomainError: ``compacted`` or ``future_revision``.
+        """
+        if revision:
+            self._check_revision(revision)
+        limit = min(limit or MAX_RANGE_KEYS, MAX_RANGE_KEYS)
+        past = revision not in (0, self.revision)
+        keys = self._index.keys(start, end)
+        found: list[tuple[bytes, bytes]] = []
+        size = 0
+        for scanned, key in enumerate(merge(keys, self.history.gone(start, end)) if past else keys):
+            if scanned >= _MAX_SCANNED:
+                return found, key
+            record = self._shards[hash(key) % _SHARDS].get(key)
+            if past:
+                record = self.history.at(key, revision, record)
+            if record is None:
+                continue
+            size += len(key) + len(record)
+            if len(found) >= limit or (found and size > max_bytes):
+                return found, key
+            found.append((key, record))
+        return found, None
+
+    def _check_revision(self, revision: int) -> None:
+        if revision > self.revision:
+            raise DomainError(
+                "future_revision",
+                f"revision {revision} is not reached yet, the current one is {self.revision}",
+                {"revision": self.revision},
+            )
+        if revision < self.compacted:
+            raise DomainError(
+                "compacted",
+                f"revision {revision} was compacted, the oldest that can be read is {self.compacted}",
+                {"oldest": self.compacted},
+            )
+
+    # --- changing
+
+    def put(self, key: bytes, value: bytes) -> tuple[int, int]:
+        """Set a key; return its create_revision and version."""
+        shard = self._shards[hash(key) % _SHARDS]
+        old = shard.get(key)
+        revision = self.revision + 1
+        if old is None:
+            create, version = revision, 1
+        else:
+            create, _, version, *_ = RECORD_HEAD.unpack_from(old)
+            version += 1
+        self._change(key, old, make_record(key, create, revision, version, value))
+        return create, version
+
+    def delete(self, key: bytes) -> int:
+        """Delete a key; return how many that was."""
+        old = self.get(key)
+        if old is None:
+            return 0
+        self._change(key, old, None)
+        return 1
+
+    def delete_range(self, start: bytes, end: bytes | None) -> int:
+        """Delete the keys of [start, end); return how many.
+
+        :raises DomainError: ``too_many_keys``; then nothing has changed, but for what is pending.
+        """
+        doomed: list[bytes] = []
+        for key in self._index.keys(start, end):
+            if len(doomed) + self._pending >= MAX_DELETED_KEYS:
+                raise DomainError(
+                    "too_many_keys",
+                    f"one command deletes at most {MAX_DELETED_KEYS} keys; delete the range in parts",
+                    {"limit": MAX_DELETED_KEYS},
+                )
+            doomed.append(key)
+        for key in doomed:
+            self.delete(key)
+        return len(doomed)
+
+    def commit(self) -> None:
+        """End a command: what it changed becomes one revision."""
+        if self._pending:
+            self._pending = 0
+            self.revision += 1
+            self.history.trim()
+
+    def rollback(self) -> None:
+        """End a command that failed: what it changed is as before."""
+        for _ in range(self._pending):
+            _, key, before, after = self.history.undo()
+            self._replace(key, after, before)
+        self._pending = 0
+
+    def _change(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
+        for observer in self._observers:
+            observer(key, old)
+        self._replace(key, old, new)
+        self.history.add((self.revision + 1, key, old, new))
+        self._pending += 1
+
+    def _replace(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
+        shard = self._shards[hash(key) % _SHARDS]
+        change = 0
+        if old is None:
+            self._index.add(key)
+        else:
+            change = -_share(old)
+        if new is None:
+            del shard[key]
+            self._index.remove(key)
+        else:
+            change += _share(new)
+            shard[key] = new
+        self._sum = (self._sum + change) & _SUM_MASK
+
+    # --- snapshots
+
+    def observe(self, observer: Callable[[bytes, bytes | None], None]) -> None:
+        """Call ``observer(key, record)`` before each change of a key, with what it is about to lose."""
+        self._observers.append(observer)
+
+    def unobserve(self, observer: Callable[[bytes, bytes | None], None]) -> None:
+        """End :meth:`observe`; idempotent."""
+        if observer in self._observers:
+            self._observers.remove(observer)
+
+    def keys(self, start: bytes, *, after: bool = False) -> Iterator[bytes]:
+        """Iterate over the keys from ``start`` (``after``: behind it) on; nothing may change meanwhile."""
+        return self._index.keys(start, after=after)
+
+    def load(self, key: bytes, record: bytes) -> None:
+        """Add a key of a snapshot.
+
+        :raises ValueError: if the key is there already, or its record is damaged.
+        """
+        if self.get(key) is not None:
+            raise ValueError("a key stands in the snapshot twice")
+        numbers, value = record[: _NUMBERS.size], record[RECORD_HEAD.size :]
+        if len(record) < RECORD_HEAD.size or record[_SHARE] != sha256(_share_input(key, numbers, value)).digest()[:16]:
+            raise ValueError(f"the record of the key {key!r} in the snapshot is damaged")
+        self._replace(key, None, record)
+
+    def load_event(self, revision: int, key: bytes, before: bytes | None) -> None:
+        """Add an event of a snapshot, newest first, after all keys."""
+        later = self.history.oldest(key)
+        event: Event = (revision, key, before, self.get(key) if later is None else later[2])
+        self.history.prepend(event)
+
+    def loaded(self, revision: int, compacted: int) -> None:
+        """End the loading of a snapshot."""
+        self.revision = revision
+        self.history.compacted = compacted
+        self.history.loaded()
+        self.history.trim()
+
+    def dismantle(self) -> Iterator[None]:
+        """Release everything in small steps; the store must not be used any more."""
+        yield from self._index.dismantle()
+        while self._shards:
+            self._shards.pop()
+            yield
