@@ -55,14 +55,18 @@ _KNOWN_TAGS = (
 _SEMANTIC: Any = dict.fromkeys(_KNOWN_TAGS, _refuse_tag)
 
 
-def dumps(value: object) -> bytes:
-    """Encode plain values (None, bool, int, float, str, bytes, list, tuple, dict) in canonical form."""
-    return cbor2.dumps(value, canonical=True)
+def dumps(value: object, *, canonical: bool = True) -> bytes:
+    """Encode plain values (None, bool, int, float, str, bytes, list, tuple, dict).
+
+    :param canonical: sort the keys of maps; else they keep their order, which is part of an application's state.
+    """
+    return cbor2.dumps(value, canonical=canonical)
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     """Decode exactly one item.
 
+    :param max_depth: how deep lists and maps may lie in one another.
     :raises CborError: if ``data`` is anything but one strict item.
     """
     stream = io.BytesIO(data)
@@ -71,7 +75,7 @@ def loads(data: bytes) -> Any:
             stream,
             semantic_decoders=_SEMANTIC,
             tag_hook=_refuse_tag,
-            max_depth=MAX_DEPTH,
+            max_depth=max_depth,
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=True,

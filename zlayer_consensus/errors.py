@@ -9,10 +9,12 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 __all__ = [
+    "ApplyFailed",
     "BootstrapMismatch",
     "ClusterMismatch",
     "ConfigError",
     "ConsensusError",
+    "ConversionError",
     "DeadlineExceeded",
     "DomainError",
     "IncarnationMismatch",
@@ -63,6 +65,23 @@ class ConfigError(ConsensusError):
         self.field = field
         self.value = value
         self.rule = rule
+
+
+class ConversionError(ConsensusError, ValueError):
+    """A request, a response or a state is not what the application declared, or cannot be encoded.
+
+    :param what: ``request``, ``response`` or ``state``.
+    :param type_name: the declared type.
+    :param problem: where in the value something is wrong, and what.
+    """
+
+    code = "conversion"
+
+    def __init__(self, what: str, type_name: str, problem: str) -> None:
+        super().__init__(f"the {what} does not convert as {type_name}: {problem}")
+        self.what = what
+        self.type_name = type_name
+        self.problem = problem
 
 
 class NotLeader(ConsensusError):
@@ -239,6 +258,21 @@ class InvariantBroken(ConsensusError):
     def __init__(self, what: str) -> None:
         super().__init__(f"broken invariant: {what}")
         self.what = what
+
+
+class ApplyFailed(InvariantBroken):
+    """The application could not carry out a committed entry, and not by a domain error (H-81).
+
+    The applied index has not moved; a restart tries the same entry again.
+    """
+
+    code = "apply_failed"
+
+    def __init__(self, index: int, term: int, problem: str) -> None:
+        super().__init__(f"applying entry {index} of term {term} failed: {problem}")
+        self.index = index
+        self.term = term
+        self.problem = problem
 
 
 class BootstrapMismatch(ConsensusError):

@@ -1,14 +1,45 @@
 """Storage contracts, and the memory and file backends."""
 
 from ._executor import IExecutor, InlineExecutor, ThreadExecutor
+from ._file_machine import FileStateMachine
 from ._files import IFile, IFileLock, IFileSystem, RealFileSystem
+from ._machine import FunctionStateMachine
+from ._mem_machine import MemStateMachine
+from ._snapshot_format import decode_manifest, encode_manifest
+from .interfaces import (
+    ApplyContext,
+    Identity,
+    ILogStore,
+    ISnapshotReader,
+    ISnapshotReceiver,
+    ISnapshotWriter,
+    IStateMachine,
+    IStateMachineStore,
+    IStateSink,
+    Manifest,
+)
 
 __all__ = [
+    "ApplyContext",
+    "FileStateMachine",
+    "FunctionStateMachine",
     "IExecutor",
     "IFile",
     "IFileLock",
     "IFileSystem",
+    "ILogStore",
+    "ISnapshotReader",
+    "ISnapshotReceiver",
+    "ISnapshotWriter",
+    "IStateMachine",
+    "IStateMachineStore",
+    "IStateSink",
+    "Identity",
     "InlineExecutor",
+    "Manifest",
+    "MemStateMachine",
     "RealFileSystem",
     "ThreadExecutor",
+    "decode_manifest",
+    "encode_manifest",
 ]

@@ -164,7 +164,13 @@ class ISnapshotWriter(Interface):
         """Append one piece; its boundaries are kept. Fires when the next may come."""
 
     def publish() -> Deferred[Manifest]:
-        """Make it durable and the newest snapshot; older ones beyond the number kept are removed."""
+        """Make it durable and the newest snapshot; older ones beyond the number kept are removed.
+
+        If a snapshot of the same position was published meanwhile, that one stays and is what this fires with (J-87).
+
+        :raises ValueError: if a newer one was published meanwhile. Then, and after any other failure: ``abort``.
+        :raises StorageFull: if there is no space. Earlier snapshots are untouched.
+        """
 
     def abort() -> Deferred[None]:
         """Remove what was written. Idempotent, and allowed after a failure."""
@@ -236,10 +242,19 @@ class IStateMachineStore(Interface):
         """
 
     def writer(point: SnapshotPoint) -> ISnapshotWriter:
-        """Begin a snapshot of the state as of ``point``. One writer at a time."""
+        """Begin a snapshot of the state as of ``point``. One writer at a time.
+
+        :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
+        :raises RuntimeError: if the writer before is neither published nor aborted.
+        """
 
     def receiver(manifest: Manifest) -> ISnapshotReceiver:
-        """Begin to receive a snapshot, or go on with the one under way if it has the same manifest."""
+        """Begin to receive a snapshot, or go on with the one under way if it has the same manifest.
+
+        One under way with another manifest is given up (H-64), and its receiver refuses further writes.
+
+        :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
+        """
 
     def close() -> Deferred[None]:
         """Finish and release. Idempotent."""

@@ -1,0 +1,355 @@
+"""Snapshots in directories. Everything here blocks, and runs on an executor, one call at a time.
+
+``snap/<index>-<term>/`` holds the parts ``0``, ``1``, … and ``manifest``. It is made under a name that ends in
+``.tmp``, and gets its own by a rename when every file and its names are durable: so what has that name is whole, and
+anything wrong with it is damage, not an unfinished write.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import posixpath
+import re
+
+from ..errors import StorageCorrupt
+from ..raft import MAX_INDEX, MAX_TERM, LogId, SnapshotPoint
+from ._files import IFile, IFileLock, IFileSystem
+from ._snapshot_format import FrameReader, ManifestDamage, seal_manifest, unseal_manifest
+from .interfaces import Manifest
+
+__all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part"]
+
+_MANIFEST = "manifest"
+_LOCK = "LOCK"
+_TMP = ".tmp"
+_NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
+_BLOCK = 1 << 20
+_MAX_MANIFEST = 16 << 20
+
+
+class SnapshotDirectory:
+    """The directory of all snapshots of a node.
+
+    :param path: the directory of the store; its parent exists.
+    """
+
+    def __init__(self, files: IFileSystem, path: str) -> None:
+        self.files = files
+        self._path = path
+        self.root = posixpath.join(path, "snap")
+        self._lock: IFileLock | None = None
+        self._numbers = itertools.count()
+
+    def open(self, keep: int) -> tuple[Manifest | None, tuple[LogId, ...]]:
+        """Lock it, remove leftovers, and snapshots beyond ``keep``; return the newest, and every position in order.
+
+        What it reports is durable: a name that a rename gave shortly before a crash is synced first (S-15).
+
+        :raises StorageCorrupt: if the newest snapshot is damaged; nothing was changed (J-89, J-90).
+        """
+        files = self.files
+        files.mkdir(self._path)
+        # Always: the directory may be there, and yet be lost with the power (J-96).
+        files.sync_dir(posixpath.dirname(self._path) or ".")
+        files.mkdir(self.root)
+        files.sync_dir(self._path)
+        self._lock = files.lock(posixpath.join(self.root, _LOCK))
+        try:
+            names = files.list(self.root)
+            positions = self._positions(names)
+            newest = self.load(positions[-1]) if positions else None
+            for name in names:
+                if name.endswith(_TMP):
+                    self._remove_tree(posixpath.join(self.root, name))
+            files.sync_dir(self.root)
+            for position in positions[:-keep]:
+                self.remove(position)
+        except BaseException:
+            self.release()
+            raise
+        return newest, tuple(positions[-keep:])
+
+    def release(self) -> None:
+        """Give the lock back."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def _positions(self, names: list[str]) -> list[LogId]:
+        positions = []
+        for name in names:
+            if name == _LOCK or name.endswith(_TMP):
+                continue
+            match = _NAME.fullmatch(name)
+            index, term = (int(number) for number in match.groups()) if match else (0, 0)
+            if not (0 < index <= MAX_INDEX and term <= MAX_TERM):
+                # It may be a snapshot whose name was damaged: to go on without it would be a guess.
+                raise StorageCorrupt(posixpath.join(self.root, name), 0, "this is not a snapshot; move it elsewhere")
+            positions.append(LogId(term, index))
+        return sorted(positions, key=lambda position: (position.index, position.term))
+
+    def path_of(self, position: LogId) -> str:
+        """Return a published snapshot's directory."""
+        return posixpath.join(self.root, f"{position.index}-{position.term}")
+
+    def tmp_path(self, position: LogId) -> str:
+        """Return a directory for an unfinished snapshot; no other has the same, so that none removes another's."""
+        return f"{self.path_of(position)}.{next(self._numbers)}{_TMP}"
+
+    def load(self, position: LogId) -> Manifest:
+        """Read the manifest of a published snapshot, and see that its parts are there in their sizes.
+
+        :raises StorageCorrupt: if anything is wrong.
+        """
+        directory = self.path_of(position)
+        path = posixpath.join(directory, _MANIFEST)
+        if not self.files.exists(path):
+            raise StorageCorrupt(path, 0, "the manifest is missing")
+        try:
+            manifest = unseal_manifest(self.files.read(path, 0, _MAX_MANIFEST))
+        except ManifestDamage as damage:
+            raise StorageCorrupt(path, damage.offset, str(damage)) from damage
+        if manifest.point.last != position:
+            raise StorageCorrupt(path, 0, f"it is the manifest of {manifest.point.last}")
+        for part, (size, _) in enumerate(manifest.parts):
+            _check_size(self.files, posixpath.join(directory, str(part)), size)
+        return manifest
+
+    def begin(self, tmp: str) -> None:
+        """Make the directory of an unfinished snapshot, empty."""
+        self.discard(tmp)
+        self.files.mkdir(tmp)
+
+    def publish(self, tmp: str, manifest: Manifest) -> Manifest:
+        """Make an unfinished snapshot, whose parts are synced, the one of its position. Durable on return.
+
+        If there is one of that position, it stays, and is what is returned: both hold the same state (J-87).
+        """
+        target = self.path_of(manifest.point.last)
+        if self.files.exists(target):
+            self.discard(tmp)
+            return self.load(manifest.point.last)
+        file = self.files.create(posixpath.join(tmp, _MANIFEST))
+        try:
+            file.write(0, seal_manifest(manifest))
+            file.sync()
+        finally:
+            file.close()
+        self.files.sync_dir(tmp)
+        self.files.rename(tmp, target)
+        self.files.sync_dir(self.root)
+        return manifest
+
+    def discard(self, tmp: str) -> None:
+        """Remove an unfinished snapshot, if there is one."""
+        if self.files.exists(tmp):
+            self._remove_tree(tmp)
+
+    def remove(self, position: LogId) -> None:
+        """Remove a published snapshot; in a crash it is there as a whole, or a leftover."""
+        directory = self.path_of(position)
+        gone = self.tmp_path(position)
+        self.files.rename(directory, gone)
+        # Before the first file goes: else a crash could keep the name and lose the file.
+        self.files.sync_dir(self.root)
+        self._remove_tree(gone)
+
+    def _remove_tree(self, directory: str) -> None:
+        for name in self.files.list(directory):
+            self.files.remove(posixpath.join(directory, name))
+        self.files.remove(directory)
+
+
+def _check_size(files: IFileSystem, path: str, size: int) -> None:
+    if not files.exists(path):
+        raise StorageCorrupt(path, 0, "the part is missing")
+    found = files.size(path)
+    if found != size:
+        raise StorageCorrupt(path, min(found, size), f"the part has {found} bytes, and the manifest says {size}")
+
+
+def verify_part(files: IFileSystem, path: str, size: int, digest: bytes) -> None:
+    """Read a whole part, in pieces, and compare it with its manifest.
+
+    :raises StorageCorrupt: if it is not what the manifest says.
+    """
+    _check_size(files, path, size)
+    sha, frames = hashlib.sha256(), FrameReader(size)
+    try:
+        for offset in range(0, size, _BLOCK):
+            block = files.read(path, offset, min(_BLOCK, size - offset))
+            sha.update(block)
+            frames.feed(block)
+        frames.finish()
+    except ValueError as error:
+        raise StorageCorrupt(path, frames.offset, str(error)) from error
+    if sha.digest() != digest:
+        raise StorageCorrupt(path, 0, "the part's SHA-256 digest is not the manifest's")
+
+
+class PartsReader:
+    """Reads a published snapshot. A part is verified as a whole before its first byte is given out."""
+
+    def __init__(self, files: IFileSystem, directory: str, manifest: Manifest) -> None:
+        self._files = files
+        self._directory = directory
+        self._manifest = manifest
+        self._verified: set[int] = set()
+        self._part = 0
+        self._offset = 0
+        self._frames: FrameReader | None = None
+
+    def read(self, part: int, offset: int, size: int) -> bytes:
+        """Read raw bytes of a part."""
+        length, _ = self._manifest.parts[part]
+        path = self._verify(part)
+        wanted = min(size, length - offset)
+        data = self._files.read(path, offset, wanted) if wanted else b""
+        if len(data) != wanted:
+            raise StorageCorrupt(path, offset + len(data), "the part ends before its size")
+        return data
+
+    def _verify(self, part: int) -> str:
+        path = posixpath.join(self._directory, str(part))
+        if part not in self._verified:
+            verify_part(self._files, path, *self._manifest.parts[part])
+            self._verified.add(part)
+        return path
+
+    def chunks(self) -> list[bytes]:
+        """Return the next chunks, about a MiB of them; none at the end."""
+        while self._part < len(self._manifest.parts):
+            size, _ = self._manifest.parts[self._part]
+            if self._frames is None:
+                self._frames, self._offset = FrameReader(size), 0
+            block = self.read(self._part, self._offset, _BLOCK)
+            self._offset += len(block)
+            try:
+                chunks = self._frames.feed(block)
+            except ValueError as error:
+                path = posixpath.join(self._directory, str(self._part))
+                raise StorageCorrupt(path, self._frames.offset, str(error)) from error
+            if self._offset == size:
+                self._part, self._frames = self._part + 1, None
+            if chunks:
+                return chunks
+        return []
+
+
+class PartsWriter:
+    """Writes the parts of a new snapshot."""
+
+    def __init__(self, directory: SnapshotDirectory, position: LogId, part_bytes: int) -> None:
+        self._directory = directory
+        self._tmp = directory.tmp_path(position)
+        self._part_bytes = part_bytes
+        self._parts: list[tuple[int, bytes]] = []
+        self._file: IFile | None = None
+        self._size = 0
+        self._sha = hashlib.sha256()
+        self._begun = False
+
+    def append(self, frames: list[bytes]) -> None:
+        """Append frames, to as many parts as they need."""
+        self._begin()
+        pending: list[bytes] = []
+        size = self._size
+        for each in frames:
+            if size and size + len(each) > self._part_bytes:
+                self._write(b"".join(pending))
+                self._end_part()
+                pending, size = [], 0
+            pending.append(each)
+            size += len(each)
+        self._write(b"".join(pending))
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._directory.begin(self._tmp)
+            self._begun = True
+
+    def _write(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._file is None:
+            self._file = self._directory.files.create(posixpath.join(self._tmp, str(len(self._parts))))
+        self._file.write(self._size, data)
+        self._sha.update(data)
+        self._size += len(data)
+
+    def _end_part(self) -> None:
+        if self._file is None:
+            return
+        self._file.sync()
+        self._file.close()
+        self._parts.append((self._size, self._sha.digest()))
+        self._file, self._size, self._sha = None, 0, hashlib.sha256()
+
+    def publish(self, frames: list[bytes], point: SnapshotPoint) -> Manifest:
+        """Append the last frames, and make the snapshot durable under its name."""
+        self.append(frames)
+        self._end_part()
+        manifest = Manifest(point, tuple(self._parts))
+        return self._directory.publish(self._tmp, manifest)
+
+    def discard(self) -> None:
+        """Remove what was written."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._directory.discard(self._tmp)
+
+
+class PartsReceiver:
+    """Writes the parts of a snapshot that comes from elsewhere."""
+
+    def __init__(self, directory: SnapshotDirectory, manifest: Manifest) -> None:
+        self._directory = directory
+        self._manifest = manifest
+        self._tmp = directory.tmp_path(manifest.point.last)
+        self._file: IFile | None = None
+        self._begun = False
+
+    def write(self, part: int, offset: int, data: bytes) -> None:
+        """Write bytes of a part; the caller has seen that they belong there.
+
+        :raises ValueError: if they finish a part that is not what the manifest says. It has to be sent again.
+        """
+        files = self._directory.files
+        self._begin()
+        path = posixpath.join(self._tmp, str(part))
+        if self._file is None:
+            self._file = files.create(path)
+        self._file.write(offset, data)
+        size, digest = self._manifest.parts[part]
+        if offset + len(data) < size:
+            return
+        self._file.sync()
+        self._close()
+        try:
+            # Read back: what will be published is what lies on the disk.
+            verify_part(files, path, size, digest)
+        except StorageCorrupt as damage:
+            files.remove(path)
+            raise ValueError(f"part {part} did not arrive as it was announced: {damage.reason}") from damage
+
+    def _begin(self) -> None:
+        if not self._begun:
+            self._directory.begin(self._tmp)
+            self._begun = True
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def publish(self, manifest: Manifest) -> Manifest:
+        """Make the snapshot durable under its name."""
+        self._begin()
+        return self._directory.publish(self._tmp, manifest)
+
+    def discard(self) -> None:
+        """Remove what was received."""
+        self._close()
+        self._directory.discard(self._tmp)

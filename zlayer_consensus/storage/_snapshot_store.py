@@ -1,0 +1,204 @@
+"""What every store of snapshots does alike, wherever it keeps them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..errors import StorageError
+from ..raft import LogId, SnapshotPoint
+from ._executor import IExecutor
+from ._snapshot_format import check_point
+from ._snapshot_streams import Reader, ReaderParts, Receiver, ReceiverParts, Writer, WriterParts, uncancelled
+from .interfaces import ISnapshotReader, ISnapshotReceiver, ISnapshotWriter, IStateMachine, Manifest
+
+__all__ = ["SnapshotStore"]
+
+
+class SnapshotStore:
+    """Base of the stores; the subclasses know where bytes are kept.
+
+    :param machine: the application.
+    :param executor: runs what blocks; it is stopped with the store.
+    :param keep: snapshots kept.
+    """
+
+    _log = Logger()
+
+    def __init__(self, machine: IStateMachine, executor: IExecutor, keep: int) -> None:
+        if keep < 1:
+            raise ValueError(f"keep = {keep!r}: must be a positive integer")
+        self.machine = machine
+        self._executor = executor
+        self._keep = keep
+        self._state = "new"
+        self._newest: Manifest | None = None
+        self._positions: list[LogId] = []
+        self._readers: Counter[LogId] = Counter()
+        self._writer: Writer | None = None
+        self._receiver: Receiver | None = None
+
+    # Where bytes are kept. All but `_..._parts` block.
+
+    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
+        """Return the newest snapshot, and every position, oldest first."""
+        raise NotImplementedError
+
+    def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
+        raise NotImplementedError
+
+    def _reader_parts(self, manifest: Manifest) -> ReaderParts:
+        raise NotImplementedError
+
+    def _receiver_parts(self, manifest: Manifest) -> ReceiverParts:
+        raise NotImplementedError
+
+    def _remove(self, position: LogId) -> None:
+        raise NotImplementedError
+
+    def _release(self) -> None:
+        raise NotImplementedError
+
+    # The contract.
+
+    def open(self) -> Deferred[Manifest | None]:
+        """See :meth:`IStateMachineStore.open`."""
+        return uncancelled(self._open())
+
+    async def _open(self) -> Manifest | None:
+        if self._state != "new":
+            raise RuntimeError(f"the state machine store is {self._state} already")
+        self._state = "opening"
+        try:
+            self._newest, positions = await self._executor.run(self._recover)
+        except Exception:
+            if self._state == "opening":
+                self._state = "new"
+            raise
+        self._positions = list(positions)
+        if self._state == "opening":
+            self._state = "open"
+        return self._newest
+
+    def newest(self) -> Manifest | None:
+        """See :meth:`IStateMachineStore.newest`."""
+        return self._newest
+
+    def reader(self) -> ISnapshotReader:
+        """See :meth:`IStateMachineStore.reader`."""
+        self._check_open()
+        if self._newest is None:
+            raise LookupError("there is no snapshot")
+        manifest = self._newest
+        position = manifest.point.last
+        self._readers[position] += 1
+
+        def closed() -> None:
+            self._readers[position] -= 1
+            if self._state == "open" and not self._readers[position]:
+                self._in_background(uncancelled(self._prune()))
+
+        return Reader(self._executor, self._reader_parts(manifest), manifest, closed)
+
+    def writer(self, point: SnapshotPoint) -> ISnapshotWriter:
+        """See :meth:`IStateMachineStore.writer`.
+
+        :raises ValueError: if there is a newer snapshot.
+        :raises RuntimeError: if another writer is neither published nor aborted.
+        """
+        self._check_open()
+        self._check_newer(point)
+        if self._writer is not None:
+            raise RuntimeError("another snapshot is being written")
+
+        def ended() -> None:
+            self._writer = None
+
+        self._writer = Writer(self._executor, self._writer_parts(point), point, self._publish, ended)
+        return self._writer
+
+    def receiver(self, manifest: Manifest) -> ISnapshotReceiver:
+        """See :meth:`IStateMachineStore.receiver`. A transfer of another snapshot is given up (H-64).
+
+        :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
+        """
+        self._check_open()
+        self._check_newer(manifest.point)
+        former = self._receiver
+        if former is not None:
+            if former.manifest == manifest and not former.failed:
+                return former
+            self._in_background(former.abort())
+
+        def ended() -> None:
+            if self._receiver is receiver:
+                self._receiver = None
+
+        receiver = Receiver(self._executor, self._receiver_parts(manifest), manifest, self._publish, ended)
+        self._receiver = receiver
+        return receiver
+
+    def close(self) -> Deferred[None]:
+        """See :meth:`IStateMachineStore.close`. What was not published is removed."""
+        if self._state == "closed":
+            return succeed(None)
+        opened, self._state = self._state != "new", "closed"
+        return uncancelled(self._close(opened))
+
+    async def _close(self, opened: bool) -> None:
+        try:
+            for stream in (self._writer, self._receiver):
+                if stream is not None:
+                    await stream.abort()
+        finally:
+            try:
+                if opened:
+                    await self._executor.run(self._release)
+            finally:
+                await self._executor.stop()
+
+    def _check_open(self) -> None:
+        if self._state != "open":
+            raise RuntimeError(f"the state machine store is not open: it is {self._state}")
+
+    def _check_newer(self, point: SnapshotPoint) -> None:
+        check_point(point)
+        if self._newest is None:
+            return
+        newest = self._newest.point.last
+        if point.last.index < newest.index or (point.last.index == newest.index and point.last != newest):
+            raise ValueError(f"a snapshot of {point.last} cannot follow the one of {newest}")
+
+    async def _publish(self, point: SnapshotPoint, durable: Callable[[], Deferred[Manifest]]) -> Manifest:
+        self._check_newer(point)
+        manifest = await durable()
+        if manifest.point.last not in self._positions:
+            self._positions.append(manifest.point.last)
+            self._positions.sort(key=lambda position: position.index)
+        if self._newest is None or manifest.point.last.index >= self._newest.point.last.index:
+            self._newest = manifest
+        await self._prune()
+        return manifest
+
+    async def _prune(self) -> None:
+        """Remove what is beyond the number kept. That it fails is no reason to stop: it is tried again later."""
+        for position in self._positions[: -self._keep]:
+            if self._readers[position]:
+                continue
+            try:
+                await self._executor.run(self._remove, position)
+            except StorageError as error:
+                self._log.warn("An old snapshot was not removed, and stays for now: {error}", error=error)
+                return
+            if position in self._positions:
+                self._positions.remove(position)
+
+    def _in_background(self, work: Deferred[None]) -> None:
+        def report(failure: Failure) -> None:
+            self._log.failure("Leftovers of snapshots were not removed", failure)
+
+        work.addErrback(report)  # type: ignore[unused-awaitable]
