@@ -3,7 +3,9 @@
 from ._executor import IExecutor, InlineExecutor, ThreadExecutor
 from ._file_machine import FileStateMachine
 from ._files import IFile, IFileLock, IFileSystem, RealFileSystem
+from ._log_file import FileLogStore
 from ._machine import FunctionStateMachine
+from ._mem_log import MemLogStore
 from ._mem_machine import MemStateMachine
 from ._snapshot_format import decode_manifest, encode_manifest
 from .interfaces import (
@@ -21,6 +23,7 @@ from .interfaces import (
 
 __all__ = [
     "ApplyContext",
+    "FileLogStore",
     "FileStateMachine",
     "FunctionStateMachine",
     "IExecutor",
@@ -37,6 +40,7 @@ __all__ = [
     "Identity",
     "InlineExecutor",
     "Manifest",
+    "MemLogStore",
     "MemStateMachine",
     "RealFileSystem",
     "ThreadExecutor",

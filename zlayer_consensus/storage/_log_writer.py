@@ -1,0 +1,358 @@
+"""The blocking half of the file log store: it owns the files, and every call of it runs on the store's executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ..errors import InvariantBroken, LogCompacted, StorageCorrupt, StorageFull, WrongIdentity
+from ..raft import NO_LOG, Entry, HardState, LogWrite, Start
+from ._drafts import RecordDraft, drafts
+from ._files import IFile, IFileLock, IFileSystem
+from ._identity import IDENTITY_NAME, read_identity, write_identity
+from ._log_index import LogIndex, Summary
+from ._record import BATCH, MARK, SECTOR, Purge, encode_record, record_size, stored_length
+from ._recovery import Layout, encode_seal_record, recover
+from ._scan import read_entries
+from ._segment import SEGMENT_HEADER, Segment, SegmentHeader, encode_header, parse_name, seal_bound, segment_name
+from .interfaces import Identity
+
+__all__ = ["LogWriter"]
+
+RESERVE_BYTES = 1 << 20
+"""Space that is kept for term and vote on a full disk."""
+_SMALL_SEGMENT = 64 << 10
+_SPARE_STEP = 512 << 10
+_FRESH = Summary(NO_LOG, NO_LOG, HardState(), 0, 0)
+
+
+class LogWriter:
+    """Segments, records and the files around them.
+
+    After an exception from any of its methods but ``read``, nothing but ``close`` may be called: what the disk holds
+    is unknown then, and nothing is truncated or tried again.
+
+    :param segment_bytes: size of a segment; one that must hold a larger record is larger.
+    :param record_bytes: most payload bytes of a record that holds more than one entry.
+    :param tail_bytes: about how many bytes of the newest entries ``open`` returns.
+    """
+
+    def __init__(
+        self,
+        file_system: IFileSystem,
+        directory: str,
+        node_id: int,
+        random_bytes: Callable[[int], bytes],
+        segment_bytes: int,
+        record_bytes: int,
+        tail_bytes: int,
+    ) -> None:
+        self.warnings: list[str] = []
+        self._file_system = file_system
+        self._layout = Layout(directory)
+        self._node_id = node_id
+        self._random_bytes = random_bytes
+        self._segment_bytes = segment_bytes
+        self._record_bytes = record_bytes
+        self._tail_bytes = tail_bytes
+        self._identity: Identity
+        self._index: LogIndex
+        self._lock: IFileLock | None = None
+        self._file: IFile | None = None
+        self._spare: tuple[IFile, int] | None = None
+        self._spare_refused = False
+        self._closed = True
+        """Whether the last record is such that no damage before it can be taken for an unfinished write."""
+
+    # Opening and closing
+
+    def open(self) -> tuple[Identity, Start]:
+        """Recover the log, or begin one in an empty directory; see ``ILogStore.open``."""
+        try:
+            return self._open()
+        except BaseException:
+            self.close(False)
+            raise
+
+    def _open(self) -> tuple[Identity, Start]:
+        fs, layout = self._file_system, self._layout
+        fs.mkdir(layout.directory)
+        self._lock = fs.lock(layout.lock)
+        identity = read_identity(fs, layout.directory, self._node_id)
+        if identity is None:
+            self._begin()
+        else:
+            self._identity = identity
+            self._index, self._closed, self.warnings = recover(fs, layout, identity)
+        self._file = fs.open(self._index.active.path)
+        self.mark()
+        self.drop_purged()
+        self._ensure_reserve()
+        return self._identity, self._start()
+
+    def _start(self) -> Start:
+        index = self._index
+        first = max(index.active.tail_start(self._tail_bytes), index.purged.index + 1)
+        tail = read_entries(self._file_system, index, first, index.last.index, self._record_bytes + self._tail_bytes)
+        if tail and tail[-1].index != index.last.index:
+            tail = []
+        configs = [read_entries(self._file_system, index, at, at, 1)[0] for at in index.configs()]
+        return Start(
+            hard_state=index.state,
+            purged=index.purged,
+            last=index.last,
+            terms=index.terms(),
+            configs=tuple(configs),
+            tail=tuple(tail),
+            last_time_ms=index.time_ms,
+        )
+
+    def _begin(self) -> None:
+        """Make a new log. The identity comes last: with it, a log without segments is a damaged one."""
+        fs, layout = self._file_system, self._layout
+        fs.sync_dir(layout.directory.rpartition("/")[0] or ("/" if layout.directory.startswith("/") else "."))
+        fs.mkdir(layout.wal)
+        fs.sync_dir(layout.directory)
+        leftovers = [
+            f"{layout.wal}/{name}" for name in fs.list(layout.wal) if parse_name(name) or name.endswith(".tmp")
+        ]
+        for path in leftovers:
+            if fs.read(path, SEGMENT_HEADER, fs.size(path)).strip(b"\0"):
+                missing = f"{layout.directory}/{IDENTITY_NAME}"
+                raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records")
+        for path in leftovers:
+            fs.remove(path)
+        self._identity = Identity(self._node_id, self._random_bytes(16))
+        self._index = LogIndex(_FRESH)
+        segment, file = self._create_segment(self._header(1, 0, 0, _FRESH, self._segment_bytes))
+        file.close()
+        self._index.segments.append(segment)
+        write_identity(fs, layout.directory, self._identity)
+
+    def adopt(self, identity: Identity) -> Identity:
+        """Set cluster and origin; see ``ILogStore.adopt``."""
+        mine = self._identity
+        path = f"{self._layout.directory}/{IDENTITY_NAME}"
+        adopted = Identity(mine.node_id, mine.incarnation, identity.cluster_id, identity.origin)
+        if adopted == mine:
+            return mine
+        if mine.cluster_id:
+            raise WrongIdentity(path, "cluster", identity.cluster_id.hex(), mine.cluster_id.hex())
+        if len(identity.cluster_id) != 16:
+            raise InvariantBroken(f"a cluster id has 16 bytes, not {len(identity.cluster_id)}")
+        if self._index.summary != _FRESH or len(self._index.segments) > 1:
+            raise InvariantBroken("a log that was written to cannot join a cluster")
+        write_identity(self._file_system, self._layout.directory, adopted)
+        self._identity = adopted
+        return adopted
+
+    def close(self, clean: bool) -> None:
+        """Release the files and the lock. With ``clean``, write an empty record first, if one is missing."""
+        try:
+            if self._file is not None:
+                if clean:
+                    self.mark()
+                self._file.close()
+            if self._spare is not None:
+                self._spare[0].close()
+        finally:
+            self._file = self._spare = None
+            if self._lock is not None:
+                self._lock.release()
+                self._lock = None
+
+    def _ensure_reserve(self) -> None:
+        fs, path = self._file_system, self._layout.reserve
+        if fs.exists(path):
+            if fs.size(path) == RESERVE_BYTES:
+                return
+            fs.remove(path)
+        file = fs.create(path)
+        try:
+            file.zero(0, RESERVE_BYTES)
+            file.sync()
+        except StorageFull:
+            self.warnings.append(f"{path}: there is no space for the reserve of {RESERVE_BYTES} bytes")
+            fs.remove(path)
+        finally:
+            file.close()
+        fs.sync_dir(self._layout.directory)
+
+    # Writing
+
+    def commit(self, items: Sequence[LogWrite | Purge]) -> None:
+        """Write a group, durably: each record is synced before the next is written.
+
+        :raises InvariantBroken: if a write breaks a rule of the log.
+        """
+        try:
+            for draft in drafts(items, self._index, self._record_bytes):
+                self._append(draft)
+        except ValueError as error:
+            raise InvariantBroken(str(error)) from error
+
+    def _append(self, draft: RecordDraft) -> None:
+        payload = b"".join(draft.pieces)
+        active = self._index.active
+        # Behind it there must be room for an empty record and for the seal.
+        room = record_size(stored_length(len(payload))) + SECTOR
+        growth = draft.points, draft.terms, draft.configs
+        if active.end + room + active.seal_size(*growth) > active.header.size:
+            self._rotate(room + seal_bound(*growth), draft.entries == 0)
+            active = self._index.active
+        self._index.apply(draft.operations, active.end)
+        last = self._index.last.index
+        self._write(BATCH, payload, draft.entries, draft.first if draft.entries else last + 1)
+        self._closed = False
+
+    def _write(self, kind: int, payload: bytes, entries: int, first: int) -> None:
+        active, last = self._index.active, self._index.last.index
+        record, chain = encode_record(
+            kind, payload, entries, first, last, active.end, active.header.salt, active.chain
+        )  # fmt: skip
+        assert self._file is not None
+        self._file.write(active.end, record)
+        self._file.sync()
+        active.end += len(record)
+        active.chain = chain
+
+    def mark(self) -> None:
+        """Write an empty record, unless the last one is: from now on, damage before it cannot be a torn write."""
+        if self._closed:
+            return
+        active = self._index.active
+        if active.end + SECTOR + active.seal_size(0, 0, 0) <= active.header.size:
+            self._write(MARK, b"", 0, self._index.last.index + 1)
+            self._closed = True
+
+    def _rotate(self, room: int, small: bool) -> None:
+        """Go on in a new segment with at least ``room`` bytes.
+
+        The order is what recovery relies on: the new file is durable under its name before the old one is sealed, and
+        the seal is durable before anything is written to the new one.
+        """
+        old, index = self._index.active, self._index
+        wanted = SEGMENT_HEADER + room
+        header = self._header(
+            old.header.seq + 1, old.end, old.chain, index.summary, max(self._segment_bytes, wanted)
+        )  # fmt: skip
+        try:
+            segment, file = self._create_segment(header)
+        except StorageFull:
+            if not small:
+                raise
+            self._release_reserve()
+            segment, file = self._create_segment(
+                header._replace(size=-(-max(_SMALL_SEGMENT, wanted) // SECTOR) * SECTOR)
+            )
+        assert self._file is not None
+        seal = encode_seal_record(old, index.summary)
+        self._file.write(old.end, seal)
+        self._file.sync()
+        self._file.close()
+        old.sealed, old.seal_bytes = True, len(seal)
+        index.segments.append(segment)
+        self._file, self._closed, self._spare_refused = file, True, False
+
+    def _release_reserve(self) -> None:
+        if self._file_system.exists(self._layout.reserve):
+            self.warnings.append("the disk is full; the reserve was released for term and vote")
+            self._file_system.remove(self._layout.reserve)
+            self._file_system.sync_dir(self._layout.directory)
+
+    def _header(self, seq: int, previous_end: int, chain: int, summary: Summary, size: int) -> SegmentHeader:
+        salt = int.from_bytes(self._random_bytes(4), "little")
+        mine = self._identity
+        size = -(-size // SECTOR) * SECTOR
+        return SegmentHeader(
+            mine.cluster_id, mine.node_id, mine.incarnation, seq, size, salt, chain, previous_end,
+            summary.last, summary.purged, summary.state, summary.committed, summary.time_ms,
+        )  # fmt: skip
+
+    def _create_segment(self, header: SegmentHeader) -> tuple[Segment, IFile]:
+        """Make a segment's file durable under its name, all zeros behind its header."""
+        fs = self._file_system
+        temporary = self._spare_path(header.seq)
+        file, filled = self._spare if self._spare is not None else (self._create_spare(header.seq), 0)
+        self._spare = None
+        try:
+            # A spare for a usual segment serves a larger one too; a smaller one is made from scratch.
+            if filled < header.size:
+                file.zero(filled, header.size - filled)
+            elif filled > header.size:
+                header = header._replace(size=filled)
+            file.write(0, encode_header(header))
+            file.sync()
+        except StorageFull:
+            file.close()
+            fs.remove(temporary)
+            raise
+        path = f"{self._layout.wal}/{segment_name(header.seq, header.last.index + 1)}"
+        fs.rename(temporary, path)
+        fs.sync_dir(self._layout.wal)
+        return Segment(path, header), file
+
+    def _spare_path(self, seq: int) -> str:
+        return f"{self._layout.wal}/{seq:016x}.tmp"
+
+    def _create_spare(self, seq: int) -> IFile:
+        path = self._spare_path(seq)
+        if self._file_system.exists(path):
+            self._file_system.remove(path)
+        return self._file_system.create(path)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether ``do_work`` has anything to do."""
+        return self._wants_spare or self._index.has_purged
+
+    def do_work(self) -> bool:
+        """Remove what is purged and prepare a part of the next segment; return whether there is more."""
+        self.drop_purged()
+        if self._wants_spare:
+            self._extend_spare()
+        return self._wants_spare
+
+    @property
+    def _wants_spare(self) -> bool:
+        """Whether the active segment is half full, and the next one's file is not ready."""
+        active = self._index.active
+        filled = self._spare[1] if self._spare is not None else 0
+        return active.end * 2 > active.header.size and filled < self._segment_bytes and not self._spare_refused
+
+    def _extend_spare(self) -> None:
+        """Do a part of the preparation of the next segment, so that no write waits for all of it."""
+        seq = self._index.active.header.seq + 1
+        file, filled = self._spare if self._spare is not None else (self._create_spare(seq), 0)
+        step = min(_SPARE_STEP, self._segment_bytes - filled)
+        try:
+            file.zero(filled, step)
+            file.sync()
+        except StorageFull:
+            # Not yet the time to fail: the segment may be needed only once there is space again.
+            file.close()
+            self._spare, self._spare_refused = None, True
+            self._file_system.remove(self._spare_path(seq))
+            return
+        self._spare = file, filled + step
+
+    # Reading and purging
+
+    def read(self, first: int, last: int, max_bytes: int) -> list[Entry]:
+        """Read entries; see ``ILogStore.read``.
+
+        :raises ValueError: if ``first`` lies behind the last durable entry.
+        """
+        if first <= self._index.purged.index:
+            raise LogCompacted(self._index.purged.index + 1)
+        end = self._index.last.index
+        if not first <= end or last < first:
+            raise ValueError(f"entries {first} to {last} are not in the log, which ends with {end}")
+        return read_entries(self._file_system, self._index, first, min(last, end), max_bytes)
+
+    def drop_purged(self) -> None:
+        """Remove the files of segments whose entries are all purged, oldest first (S-26)."""
+        taken = self._index.take_purged()
+        for segment in taken:
+            self._file_system.remove(segment.path)
+        if taken:
+            self._file_system.sync_dir(self._layout.wal)
