@@ -1,0 +1,9 @@
+"""The node: joins the algorithm, the stores and the network on a reactor."""
+
+from ._bootstrap import InitialMember
+from ._metrics import Metrics, PeerMetrics
+from ._node import ConsensusNode
+from ._proposals import Applied
+from ._wait import Wait
+
+__all__ = ["Applied", "ConsensusNode", "InitialMember", "Metrics", "PeerMetrics", "Wait"]

@@ -1,0 +1,303 @@
+"""Carries out committed entries, in order, in slices that do not hold up the reactor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from heapq import heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from .. import _cbor
+from ..errors import (
+    ApplyFailed,
+    ConsensusError,
+    DomainError,
+    InvariantBroken,
+    LogCompacted,
+    NodeStopped,
+    StorageCorrupt,
+)
+from ..raft import NO_LOG, Entry, EntryKind, LogId, SnapshotPoint
+from ..storage.interfaces import ApplyContext
+from ._failures import error_in
+from ._sessions import SessionLoader, SessionTable
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+__all__ = ["SLICE_SECONDS", "Applier"]
+
+SLICE_SECONDS = 0.01
+"""How long work that can be divided holds the reactor at once."""
+_FETCH_BYTES = 256 << 10
+_LOOK_AT_CLOCK = 15
+"""The clock is read after every sixteenth entry."""
+_OK, _DOMAIN = b"\x00", b"\x01"
+
+
+class Applier:
+    """The applied state: the machine, the session table beside it, and the position of both.
+
+    :param runtime: the node's parts.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._rt = runtime
+        self._machine = runtime.store.machine
+        self.sessions = SessionTable()
+        self.last = NO_LOG
+        """Position of the last applied entry."""
+        self.time_ms = 0
+        """Its time."""
+        self.commit = 0
+        """Entries up to here may be applied."""
+        self.applying = False
+        """Whether the machine is at work."""
+        self.entries_since_snapshot = 0
+        self.bytes_since_snapshot = 0
+        self._pumping = False
+        self._halted = True
+        self._reading = False
+        self._later: IDelayedCall | None = None
+        self._waiters: list[tuple[int, int, Deferred[int]]] = []
+        self._numbers = count()
+
+    @property
+    def applied(self) -> int:
+        """Index of the last applied entry."""
+        return self.last.index
+
+    def when_applied(self, index: int) -> Deferred[int]:
+        """Return a Deferred that fires with ``index`` once it is applied."""
+        if self.last.index >= index:
+            return succeed(index)
+        waiter: Deferred[int] = Deferred()
+        heappush(self._waiters, (index, next(self._numbers), waiter))
+        return waiter
+
+    def pump(self) -> None:
+        """Apply what may be applied, for one slice; more follows in later turns of the reactor."""
+        if self._pumping or self._halted or self._reading or self._later or self.last.index >= self.commit:
+            return
+        self._pumping = True
+        try:
+            self._slice()
+        except ConsensusError as error:
+            self._halted = True
+            self._rt.fail(error)
+        finally:
+            self._pumping = False
+            self.applying = False
+
+    def _slice(self) -> None:
+        clock = self._rt.clock
+        end = clock.seconds() + SLICE_SECONDS
+        in_time = True
+        while in_time and self.last.index < self.commit and not self._halted:
+            entries = self._rt.core.entries(self.last.index + 1, self.commit, _FETCH_BYTES)
+            if not entries:
+                self._read()
+                break
+            in_time = self._apply_some(entries, end)
+        self._progress()
+        if not in_time and not self._halted:
+            self._later = clock.callLater(0, self._go_on)
+
+    def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:
+        """Apply entries until the time is over; return whether there is time left."""
+        proposals = self._rt.proposals
+        seconds = self._rt.clock.seconds
+        for done, entry in enumerate(entries, 1):
+            index = entry.index
+            if index != self.last.index + 1:
+                raise InvariantBroken(f"entry {index} was to be applied after {self.last.index}")
+            value, failed = self._apply(entry)
+            self.last = LogId(entry.term, index)
+            self.entries_since_snapshot += 1
+            self.bytes_since_snapshot += len(entry.raw)
+            if proposals.waits_for:
+                proposals.settle(index, entry.term, value, failed)
+                if self._halted:
+                    return False
+            if not done & _LOOK_AT_CLOCK and seconds() >= end:
+                return False
+        return True
+
+    def _apply(self, entry: Entry) -> tuple[Any, bool]:
+        """Return an entry's result, and whether it is an error."""
+        time_ms, session, sequence, payload = entry.command()
+        if time_ms > self.time_ms:
+            self.time_ms = time_ms
+        if entry.kind == EntryKind.COMMAND:
+            if session:
+                return self._apply_once(entry, session, sequence, payload)
+            return self._execute(entry, payload)
+        if entry.kind == EntryKind.SESSION:
+            try:
+                self.sessions.register(entry.index, self.time_ms, payload)
+            except ValueError as error:
+                raise ApplyFailed(entry.index, entry.term, str(error)) from error
+            return entry.index, False
+        return None, False
+
+    def _execute(self, entry: Entry, payload: bytes) -> tuple[Any, bool]:
+        self.applying = True
+        try:
+            command = self._rt.types.decode_request(payload)
+            return self._machine.apply(command, ApplyContext(entry.index, self.time_ms)), False
+        except DomainError as error:
+            return error, True
+        except Exception as error:
+            self._rt.log.failure("The application failed at entry {index}", index=entry.index)
+            problem = f"{type(error).__name__}: {error}"
+            raise ApplyFailed(entry.index, entry.term, problem) from error
+        finally:
+            self.applying = False
+
+    def _apply_once(self, entry: Entry, session: int, sequence: int, payload: bytes) -> tuple[Any, bool]:
+        known = self.sessions.look_up(session, sequence, self.time_ms, payload)
+        if known is None:
+            value, failed = self._execute(entry, payload)
+            try:
+                reply = self.encode_reply(value, failed)
+            except Exception as error:  # whatever a strange result does to its conversion
+                raise ApplyFailed(entry.index, entry.term, f"its result cannot be kept: {error}") from error
+            self.sessions.keep(session, sequence, payload, reply)
+            return value, failed
+        if isinstance(known, ConsensusError):
+            return known, True
+        return self.decode_reply(known)
+
+    def encode_reply(self, value: Any, failed: bool) -> bytes:
+        """Encode a result for the session table.
+
+        Raises whatever the conversion raises if it cannot be encoded.
+        """
+        if failed:
+            return _DOMAIN + _cbor.dumps([value.reason, value.message, value.details])
+        return _OK + self._rt.types.encode_response(value)
+
+    def decode_reply(self, reply: bytes) -> tuple[Any, bool]:
+        """Return what :meth:`encode_reply` got."""
+        if reply[:1] == _OK:
+            return self._rt.types.decode_response(reply[1:]), False
+        return DomainError(*_cbor.loads(reply[1:])), True
+
+    def _go_on(self) -> None:
+        self._later = None
+        self.pump()
+
+    def _progress(self) -> None:
+        """Tell everybody who waits for the applied index."""
+        applied = self.last.index
+        self._rt.driver.input(self._rt.core.applied, applied)
+        while self._waiters and self._waiters[0][0] <= applied:
+            index, _, waiter = heappop(self._waiters)
+            if not waiter.called:
+                waiter.callback(index)
+        self._rt.observers.notify()
+        self._rt.builder.consider()
+
+    # Entries that the core has no longer in memory.
+
+    def _read(self) -> None:
+        self._reading = True
+        wanted = self.last.index + 1
+        durable = min(self.commit, self._rt.core.durable)
+        if wanted > durable:
+            self._rt.fail(InvariantBroken(f"entry {wanted} is committed, but neither in memory nor on disk"))
+            return
+        _ = self._rt.log_store.read(wanted, durable, _FETCH_BYTES).addCallbacks(self._were_read, self._read_failed)
+
+    def _were_read(self, entries: list[Entry]) -> None:
+        self._reading = False
+        if self._halted:
+            return
+        self._pumping = True
+        try:
+            fresh = [entry for entry in entries if entry.index > self.last.index]
+            self._apply_some(fresh, self._rt.clock.seconds() + SLICE_SECONDS)
+            self._progress()
+        except ConsensusError as error:
+            self._halted = True
+            self._rt.fail(error)
+        finally:
+            self._pumping = False
+        if not self._halted and self._later is None:
+            self._later = self._rt.clock.callLater(0, self._go_on)
+
+    def _read_failed(self, failure: Failure) -> None:
+        self._reading = False
+        if self._halted:
+            return
+        if failure.check(LogCompacted):
+            self._rt.fail(InvariantBroken(f"entry {self.last.index + 1} was purged before it was applied"))
+        else:
+            self._rt.fail(error_in(failure))
+
+    # Snapshots.
+
+    def halt(self) -> None:
+        """Apply nothing until :meth:`resume`."""
+        self._halted = True
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+
+    def resume(self) -> None:
+        """Go on."""
+        self._halted = False
+
+    async def load(self) -> SnapshotPoint:
+        """Replace the state by the newest snapshot; return its position. Nothing may be applied meanwhile.
+
+        :raises StorageCorrupt: if the snapshot is damaged, or not one of ours.
+        """
+        rt = self._rt
+        reader = rt.store.reader()
+        try:
+            loader, sink = SessionLoader(), self._machine.restore()
+            end = rt.clock.seconds() + SLICE_SECONDS
+            while (chunk := await reader.next_chunk()) is not None:
+                if loader.done:
+                    sink.write(chunk)
+                else:
+                    loader.feed(chunk)
+                if rt.clock.seconds() >= end:
+                    await rt.sleep(0)
+                    end = rt.clock.seconds() + SLICE_SECONDS
+            if loader.table is None or not loader.done:
+                raise ValueError("it ends within the session table")
+            sink.finish()
+        except (ConsensusError, OSError):
+            raise
+        except Exception as error:
+            rt.log.failure("The newest snapshot could not be loaded")
+            where = f"snapshot {reader.manifest.point.last}"
+            raise StorageCorrupt(where, 0, f"it could not be loaded: {type(error).__name__}: {error}") from error
+        finally:
+            reader.close()
+        point = reader.manifest.point
+        self.sessions = loader.table
+        self.last = point.last
+        self.time_ms = max(self.time_ms, point.time_ms)
+        self.commit = max(self.commit, point.last.index)
+        self.entries_since_snapshot = self.bytes_since_snapshot = 0
+        return point
+
+    def restored(self) -> None:
+        """Tell everybody that the state was replaced."""
+        self._rt.proposals.superseded(self.last.index)
+        self._progress()
+
+    def stop(self, cause: BaseException | None) -> None:
+        """Apply nothing any more, and end every wait."""
+        self.halt()
+        waiters, self._waiters = self._waiters, []
+        for _, _, waiter in waiters:
+            if not waiter.called:
+                waiter.errback(NodeStopped(cause))

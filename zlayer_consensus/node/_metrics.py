@@ -1,0 +1,111 @@
+"""What a node shows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..raft import NO_LOG, LogId, Membership
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+__all__ = ["Metrics", "PeerMetrics", "measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerMetrics:
+    """A peer as its leader sees it.
+
+    :param match: index up to which its log is known to equal the leader's, durably.
+    :param next: index of the next entry to be sent to it.
+    :param state: ``probe``, ``replicate`` or ``snapshot``.
+    :param lag: entries that it lacks.
+    :param last_contact: seconds since it last answered; infinite if it never did.
+    :param alarmed: whether its log fell back, so that it counts for nothing.
+    """
+
+    match: int
+    next: int
+    state: str
+    lag: int
+    last_contact: float
+    alarmed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Metrics:
+    """A node at one moment. Positions are indexes, and 0 is before the first entry.
+
+    :param cluster_id: 16 bytes, empty while the node belongs to no cluster.
+    :param role: ``learner``, ``follower``, ``pre-candidate``, ``candidate`` or ``leader``.
+    :param voted_for: who has this node's vote in ``term``, or None.
+    :param commit: the commit index as far as it is known here.
+    :param durable: last entry that is durable here.
+    :param snapshot: position of the newest snapshot.
+    :param membership: the effective configuration (as appended).
+    :param replication: the peers, at the leader only.
+    :param ready: whether a leader has committed an entry of its own term.
+    :param recovered: whether everything was applied that was known to be committed at the start.
+    :param transferring: to whom leadership is being transferred.
+    :param stopped: whether the node has stopped, or is about to.
+    """
+
+    node_id: int
+    cluster_id: bytes = b""
+    incarnation: bytes = b""
+    role: str = "learner"
+    term: int = 0
+    voted_for: int | None = None
+    leader_id: int | None = None
+    commit: int = 0
+    applied: int = 0
+    last: LogId = NO_LOG
+    durable: int = 0
+    purged: int = 0
+    snapshot: LogId | None = None
+    membership: Membership = field(default_factory=Membership)
+    replication: dict[int, PeerMetrics] = field(default_factory=dict)
+    ready: bool = False
+    recovered: bool = False
+    transferring: int | None = None
+    pending_proposals: int = 0
+    pending_reads: int = 0
+    stopped: bool = False
+
+
+def measure(runtime: Runtime) -> Metrics:
+    """Look at a node."""
+    identity = runtime.identity
+    stopped = runtime.state in ("stopping", "stopped")
+    if not runtime.has_core:
+        return Metrics(runtime.node_id, stopped=stopped)
+    core = runtime.core
+    now = runtime.clock.seconds()
+    replication = {
+        peer: PeerMetrics(p.match, p.next, p.state, p.lag, now - p.last_contact, p.alarmed)
+        for peer, p in core.progress().items()
+    }
+    return Metrics(
+        node_id=runtime.node_id,
+        cluster_id=identity.cluster_id,
+        incarnation=identity.incarnation,
+        role=core.role.value,
+        term=core.term,
+        voted_for=core.voted_for or None,
+        leader_id=core.leader_id,
+        commit=core.commit,
+        applied=runtime.applier.applied,
+        last=core.last,
+        durable=core.durable,
+        purged=core.purged.index,
+        snapshot=core.snapshot.last if core.snapshot else None,
+        membership=core.membership,
+        replication=replication,
+        ready=core.ready,
+        recovered=runtime.applier.applied >= runtime.commit_at_start,
+        transferring=core.transferring,
+        pending_proposals=runtime.proposals.count,
+        pending_reads=runtime.reads.count,
+        stopped=stopped,
+    )

@@ -1,0 +1,132 @@
+"""Linearizable reads: those of one reactor turn share one read index (dissertation §6.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ..errors import ConsensusError, DeadlineExceeded, NodeStopped, Overloaded
+from ..raft import Effects, Role
+from ._applier import SLICE_SECONDS
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+__all__ = ["Read", "Reads"]
+
+
+class Read(Deferred[Any]):
+    """A read that somebody waits for. Cancelling it gives up waiting."""
+
+    action: Callable[[Any], Any] | None
+    forward: bool
+    deadline: float
+    timeout: float
+
+    def expire(self) -> None:
+        """The deadline has passed."""
+        self.errback(DeadlineExceeded("read", self.timeout))
+
+
+class Reads:
+    """Gathers reads, asks the core for a read index, and answers once that is applied."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._rt = runtime
+        self._gathered: list[Read] = []
+        self._waiting: dict[Deferred[int], list[Read]] = {}
+        self.count = 0
+        """Reads that wait here."""
+
+    def submit(self, action: Callable[[Any], Any] | None, timeout: float | None, forward: bool) -> Read:
+        """Take in a read; without ``action`` it fires with the read index.
+
+        :raises ConsensusError: if it is refused at once.
+        """
+        config = self._rt.config
+        if self.count >= config.max_pending_reads:
+            raise Overloaded("reads", config.max_pending_reads)
+        self.count += 1
+        read = Read()
+        read.action = action
+        read.forward = forward
+        read.timeout = config.proposal_timeout if timeout is None else timeout
+        read.deadline = self._rt.clock.seconds() + read.timeout
+        self._rt.deadlines.add(read, timeout is None)
+        if not self._gathered:
+            self._rt.clock.callLater(0, self._flush)
+        self._gathered.append(read)
+        return read
+
+    def _flush(self) -> None:
+        batch, self._gathered = self._gathered, []
+        if batch:
+            self._rt.driver.input(self._ask, batch)
+
+    def _ask(self, batch: list[Read], now: float) -> Effects | None:
+        if self._rt.core.role is not Role.LEADER:
+            local = [read for read in batch if not read.forward]
+            self._refuse(local, self._rt.not_leader())
+            batch = [read for read in batch if read.forward]
+            if not batch:
+                return None
+        token: Deferred[int] = Deferred()
+        self._waiting[token] = batch
+        _ = token.addCallback(self._rt.applier.when_applied)
+        _ = token.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+        return self._rt.core.read(token, now)
+
+    def _ready(self, index: int, token: Deferred[int]) -> None:
+        batch = self._waiting.pop(token, None)
+        if batch is not None:
+            self._answer(batch, index)
+
+    def _answer(self, batch: list[Read], index: int) -> None:
+        clock = self._rt.clock
+        end = clock.seconds() + SLICE_SECONDS
+        machine = self._rt.store.machine
+        for done, read in enumerate(batch, 1):
+            self.count -= 1
+            if not read.called:
+                _answer_one(read, machine, index)
+            if done < len(batch) and clock.seconds() >= end:
+                # Still linearizable: the state can only be newer when the rest is read.
+                rest: Deferred[int] = Deferred()
+                self._waiting[rest] = batch[done:]
+                clock.callLater(0, self._ready, index, rest)
+                return
+
+    def _failed(self, failure: Failure, token: Deferred[int]) -> None:
+        batch = self._waiting.pop(token, None)
+        if batch is None:
+            return
+        error = failure.value
+        self._refuse(batch, error if isinstance(error, ConsensusError) else NodeStopped(error))
+
+    def _refuse(self, batch: list[Read], error: ConsensusError) -> None:
+        for read in batch:
+            self.count -= 1
+            if not read.called:
+                read.errback(error)
+
+    def stop(self, cause: BaseException | None) -> None:
+        """End every read."""
+        waiting, self._waiting = self._waiting, {}
+        gathered, self._gathered = self._gathered, []
+        for batch in (gathered, *waiting.values()):
+            self._refuse(batch, NodeStopped(cause))
+
+
+def _answer_one(read: Read, machine: Any, index: int) -> None:
+    if read.action is None:
+        read.callback(index)
+        return
+    try:
+        value = read.action(machine)
+    except Exception:
+        read.errback(Failure())  # the caller's own function, and so the caller's own exception
+    else:
+        read.callback(value)

@@ -1,0 +1,343 @@
+"""The parts of a running node, and its life: start, stop, and stopping because it cannot go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from ..config import ConsensusConfig
+from ..errors import ConsensusError, NodeRemoved, NodeStopped, NotLeader
+from ..network.interfaces import INetwork
+from ..raft import Member, RaftCore, Role
+from ..storage.interfaces import Identity, ILogStore, IStateMachineStore
+from ..types import RaftTypes
+from ._admin import Admin
+from ._applier import Applier
+from ._deadlines import Deadlines
+from ._driver import Driver
+from ._failures import error_in
+from ._forward import Forwarder
+from ._metrics import Metrics, measure
+from ._observers import Observers
+from ._peers import Peers
+from ._proposals import Proposals
+from ._reads import Reads
+from ._recovery import recover
+from ._snapshots import SnapshotBuilder
+from ._transfers import Receiver, Senders
+
+__all__ = ["Runtime"]
+
+
+class Runtime:
+    """Everything that one node consists of. The parts find each other here.
+
+    ``state`` is ``new``, ``starting``, ``running``, ``stopping`` or ``stopped``.
+    """
+
+    core: RaftCore
+    driver: Driver
+
+    def __init__(
+        self,
+        *,
+        node_id: int,
+        address: str,
+        client_address: str,
+        config: ConsensusConfig,
+        log_store: ILogStore,
+        state_machine: IStateMachineStore,
+        network: INetwork,
+        clock: Any,
+        types: RaftTypes,
+        wall_clock: Callable[[], float],
+        random: Callable[[], float],
+    ) -> None:
+        self.node_id = node_id
+        self.address = address
+        self.client_address = client_address
+        self.config = config
+        self.log_store = log_store
+        self.store = state_machine
+        self.network = network
+        self.clock = clock
+        self.types = types
+        self.wall_clock = wall_clock
+        self.random = random
+        self.log = Logger(namespace="zlayer_consensus.node")
+        self.state = "new"
+        self.cause: BaseException | None = None
+        self.identity = Identity(node_id, b"")
+        self.initial_members = b""
+        """The list that this node was told to bootstrap with, encoded, while it does."""
+        self.commit_at_start = 0
+        self.has_core = False
+        self._started: list[Deferred[None]] = []
+        self._stopped: list[Deferred[BaseException | None]] = []
+        self._leaving: Deferred[None] | None = None
+        self._removal: IDelayedCall | None = None
+        self._opened = False
+        self._tasks: set[Deferred[Any]] = set()
+        self.deadlines = Deadlines(clock)
+        self.peers = Peers(self)
+        self.forwarder = Forwarder(self)
+        self.proposals = Proposals(self, self.forwarder.proposal)
+        self.reads = Reads(self)
+        self.applier = Applier(self)
+        self.builder = SnapshotBuilder(self)
+        self.senders = Senders(self)
+        self.receiver = Receiver(self)
+        self.observers = Observers(self)
+        self.admin = Admin(self)
+
+    @property
+    def serving(self) -> bool:
+        """Whether RPCs and requests are taken."""
+        return self.state == "running"
+
+    def check_running(self) -> None:
+        """Refuse what only a running node can do.
+
+        :raises NodeStopped: if this one does not run.
+        """
+        if self.state != "running":
+            raise NodeStopped(self.cause)
+
+    def sleep(self, seconds: float) -> Deferred[None]:
+        """Return a Deferred that fires after a while, in another turn of the reactor."""
+        return deferLater(self.clock, seconds, lambda: None)
+
+    def task(self, coroutine: Any) -> Deferred[Any]:
+        """Run a coroutine on behalf of a caller; when the node stops, it is cancelled, and fails with NodeStopped."""
+        work = Deferred.fromCoroutine(coroutine)
+        if work.called:
+            return work
+        outer: Deferred[Any] = Deferred(lambda _: work.cancel())
+        self._tasks.add(outer)
+
+        def ended(result: Any) -> None:
+            self._tasks.discard(outer)
+            if isinstance(result, Failure) and result.check(CancelledError) and self.state != "running":
+                result = Failure(NodeStopped(self.cause))
+            if not outer.called:
+                outer.callback(result)
+
+        _ = work.addBoth(ended)
+        return outer
+
+    # What the node knows of others.
+
+    def leader_member(self) -> Member | None:
+        """Return the leader, if it is known, and known where it is."""
+        leader_id = self.core.leader_id if self.has_core else None
+        return None if leader_id is None else self.peers.member(leader_id)
+
+    def not_leader(self, leader_id: int | None = None) -> NotLeader:
+        """Return the error that tells where the leader is. Addresses come from the configuration only (A-30)."""
+        leader_id = leader_id or (self.core.leader_id if self.has_core else None)
+        if leader_id is None or leader_id == self.node_id:
+            return NotLeader()
+        member = self.peers.member(leader_id)
+        return NotLeader(leader_id, *((member.peer_address, member.client_address) if member else ()))
+
+    def metrics(self) -> Metrics:
+        """Look at the node."""
+        return measure(self)
+
+    # Start.
+
+    def start(self) -> Deferred[None]:
+        """Start, once; each call fires when that is done."""
+        if self.state in ("stopping", "stopped"):
+            done: Deferred[None] = Deferred()
+            done.errback(self.cause or NodeStopped())
+            return done
+        if self.state == "running":
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._started.append(waiter)
+        if self.state == "new":
+            self.state = "starting"
+            _ = Deferred.fromCoroutine(self._start()).addErrback(self._start_failed)
+        return waiter
+
+    async def _start(self) -> None:
+        self._opened = True
+        start = await recover(self.node_id, self.log_store, self.store)
+        self.identity = self.log_store.identity
+        if start.snapshot is not None:
+            await self.applier.load()
+        now = self.clock.seconds()
+        core = RaftCore(node_id=self.node_id, config=self.config, start=start, random=self.random, now=now)
+        self.core, self.has_core = core, True
+        self.driver = Driver(self, core)
+        self.commit_at_start = self.applier.commit = core.commit
+        self.peers.members_changed(core.membership)
+        self.observers.role = core.role.value
+        self.applier.resume()
+        self.state = "running"
+        self.log.info(
+            "node {node} started in term {term}: log up to {last}, {applied} applied, {commit} committed",
+            node=self.node_id,
+            term=core.term,
+            last=str(core.last),
+            applied=self.applier.applied,
+            commit=core.commit,
+        )
+        self.driver.begin()
+        started, self._started = self._started, []
+        for waiter in started:
+            if not waiter.called:
+                waiter.callback(None)
+
+    def _start_failed(self, failure: Failure) -> None:
+        error = failure.value
+        if not isinstance(error, ConsensusError):
+            self.log.failure("Starting node {node} failed", failure, node=self.node_id)
+        self.cause = error
+        self.state = "stopping"
+        started, self._started = self._started, []
+        _ = self._close().addBoth(self._tell_start_failed, started, failure)
+
+    def _tell_start_failed(self, _: object, started: list[Deferred[None]], failure: Failure) -> None:
+        for waiter in started:
+            if not waiter.called:
+                waiter.errback(failure)
+
+    def adopt(self, cluster_id: bytes, origin: bytes) -> Deferred[None]:
+        """Belong to a cluster from now on, durably."""
+        mine = Identity(self.node_id, self.identity.incarnation, cluster_id, origin)
+
+        def adopted(_: None) -> None:
+            self.identity = mine
+            self.peers.members_changed(self.core.membership)  # envelopes name the cluster
+            self.log.info("node {node} belongs to cluster {cluster}", node=self.node_id, cluster=cluster_id.hex())
+
+        def failed(failure: Failure) -> Failure:
+            self.fail(error_in(failure))
+            return failure
+
+        return self.log_store.adopt(mine).addCallbacks(adopted, failed)
+
+    # Stop.
+
+    def fail(self, error: BaseException) -> None:
+        """Stop because of an error. What waits is told in a later turn of the reactor; nothing new is taken."""
+        if self.state in ("stopping", "stopped", "new"):
+            return
+        if self.state == "starting":
+            raise error
+        self.cause = error
+        self.state = "stopping"
+        text = str(error) if isinstance(error, ConsensusError) else f"{type(error).__name__}: {error}"
+        self.log.critical("node {node} stops: {text}", node=self.node_id, text=text)
+        self.driver.kill()
+        self.applier.halt()
+        self.clock.callLater(0, self._close)
+
+    def removed(self) -> None:
+        """The committed configuration has no place for this node (H-47). Others may still wait for its answers."""
+        if self._removal is None:
+            grace = 2 * self.config.heartbeat_interval
+            self._removal = self.clock.callLater(grace, self.fail, NodeRemoved(self.node_id))
+
+    def shutdown(self) -> Deferred[None]:
+        """Stop in order: leadership is handed over first, in bounded time."""
+        done: Deferred[None] = Deferred()
+        _ = self.when_stopped().addCallback(lambda _: done.callback(None) if not done.called else None)
+        if self.state == "new":
+            self.state = "stopping"
+            _ = self._close()
+        elif self.state == "starting":
+            started: Deferred[None] = Deferred()
+            self._started.append(started)
+            _ = started.addCallbacks(lambda _: self._leave(), lambda _: None)
+        elif self.state == "running":
+            self._leave()
+        return done
+
+    def _leave(self) -> None:
+        if self._leaving is None:
+            self._leaving = Deferred.fromCoroutine(self._hand_over())
+            _ = self._leaving.addBoth(self._left)
+
+    def _left(self, result: Any) -> None:
+        if isinstance(result, Failure):
+            self.log.failure("Handing leadership over failed", result)
+        if self.state == "running":
+            self.state = "stopping"
+            self.driver.kill()
+            _ = self._close()
+
+    async def _hand_over(self) -> None:
+        """Let another voter lead, and wait for what was proposed here; both together at most two election timeouts."""
+        core, limit = self.core, self.config.election_timeout_max
+        if core.role is not Role.LEADER or core.membership.all_voters <= {self.node_id}:
+            return
+        end = self.clock.seconds() + 2 * limit
+        token: Deferred[int] = Deferred()
+        _ = token.addTimeout(2 * limit, self.clock)
+        self.driver.input(core.transfer, token, None)
+        try:
+            target = await token
+        except Exception as error:
+            self.log.info("leadership was not handed over: {error}", error=error)
+            return
+        self.log.info("leadership went to node {target}", target=target)
+        while self.proposals.waits_for and self.clock.seconds() < end and self.state == "running":
+            await self.sleep(self.config.heartbeat_interval / 4)
+
+    def when_stopped(self) -> Deferred[BaseException | None]:
+        """Return a new Deferred that fires with what stopped the node, None after an orderly stop."""
+        if self.state == "stopped":
+            return succeed(self.cause)
+        waiter: Deferred[BaseException | None] = Deferred()
+        self._stopped.append(waiter)
+        return waiter
+
+    def _close(self) -> Deferred[None]:
+        return Deferred.fromCoroutine(self._end()).addErrback(
+            lambda failure: self.log.failure("Stopping node {node} failed", failure, node=self.node_id)
+        )
+
+    async def _end(self) -> None:
+        cause = self.cause
+        if self._removal is not None and self._removal.active():
+            self._removal.cancel()
+        self.builder.stop()
+        self.senders.stop()
+        self.receiver.stop()
+        if self.has_core:
+            self.driver.kill()
+            self.driver.end()
+        self.proposals.stop(cause)
+        self.forwarder.stop()
+        self.reads.stop(cause)
+        self.peers.stop(cause)
+        self.applier.stop(cause)
+        self.observers.stop(cause)
+        self.deadlines.stop()
+        tasks, self._tasks = self._tasks, set()
+        for task in tasks:
+            task.cancel()
+        closing = [self.network.stop]
+        if self._opened:
+            closing += [self.log_store.close, self.store.close]
+        for close in closing:
+            try:
+                await close()
+            except Exception as error:
+                if error is not cause:
+                    self.log.failure("Closing failed")
+        self.state = "stopped"
+        self.log.info("node {node} has stopped", node=self.node_id)
+        stopped, self._stopped = self._stopped, []
+        for waiter in stopped:
+            if not waiter.called:
+                waiter.callback(cause)

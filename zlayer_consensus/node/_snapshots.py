@@ -1,0 +1,159 @@
+"""Snapshots of the local state: when they are due, and how they are built while applying goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import CancelledError, Deferred, succeed
+
+from ..errors import ConsensusError, InvariantBroken, NodeStopped
+from ..raft import SnapshotPoint
+from ..storage.interfaces import ISnapshotWriter
+from ._applier import SLICE_SECONDS
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+__all__ = ["SnapshotBuilder"]
+
+
+class SnapshotBuilder:
+    """Builds one snapshot at a time, by policy or when asked.
+
+    The session table goes first, the application's own pieces follow (H-82). A snapshot is published only when the
+    log is durable as far as it reaches: else a crash could leave a log that ends before its snapshot (S-17).
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._rt = runtime
+        self._task: Deferred[None] | None = None
+        self._durable: tuple[int, Deferred[None]] | None = None
+        self._waiters: list[Deferred[None]] = []
+        self._aborting: Deferred[None] | None = None
+        self._stopped = False
+
+    def consider(self) -> None:
+        """Begin a snapshot if the policy says so."""
+        config, applier = self._rt.config, self._rt.applier
+        if config.snapshot_policy == "never" or self._task is not None or self._stopped:
+            return
+        if (
+            applier.entries_since_snapshot >= config.snapshot_logs_since_last
+            or applier.bytes_since_snapshot >= config.snapshot_bytes_since_last
+        ):
+            self._begin()
+
+    async def request(self) -> None:
+        """Take a snapshot now; ends once one is published that has at least what is applied now."""
+        wanted = self._rt.applier.applied
+        while self._published() < wanted:
+            if self._stopped or not self._rt.serving:
+                raise NodeStopped(self._rt.cause)
+            if self._task is None:
+                self._begin()
+            if self._task is not None:  # the one under way may have less; then another one follows
+                waiter: Deferred[None] = Deferred()
+                self._waiters.append(waiter)
+                await waiter
+
+    def _published(self) -> int:
+        newest = self._rt.store.newest()
+        return newest.point.last.index if newest is not None else 0
+
+    def _begin(self) -> None:
+        applier, core = self._rt.applier, self._rt.core
+        if applier.applied <= self._published():
+            return
+        point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
+        applier.entries_since_snapshot = applier.bytes_since_snapshot = 0
+        # Both are fixed here, in one step; they are read later, in slices.
+        pieces = _joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
+        task = self._task = Deferred.fromCoroutine(self._build(point, pieces))
+        _ = task.addBoth(self._ended)
+
+    async def _build(self, point: SnapshotPoint, pieces: Iterator[bytes]) -> None:
+        rt = self._rt
+        writer: ISnapshotWriter | None = None
+        try:
+            if self._aborting is not None:  # there is one writer at a time
+                await self._aborting
+                self._aborting = None
+            writer = rt.store.writer(point)
+            await self._drain(writer, pieces)
+            await self._until_durable(point.last.index)
+            if point.last.index <= self._published():
+                await writer.abort()  # one that was received from a leader is newer
+                return
+            await writer.publish()
+            writer = None
+            rt.driver.input(rt.core.snapshot_taken, point)
+        finally:
+            close = getattr(pieces, "close", None)
+            if close is not None:
+                close()
+            if writer is not None:
+                self._aborting = writer.abort()
+                _ = self._aborting.addErrback(lambda failure: rt.log.failure("A snapshot was not removed", failure))
+
+    async def _drain(self, writer: ISnapshotWriter, pieces: Iterator[bytes]) -> None:
+        clock = self._rt.clock
+        end = clock.seconds() + SLICE_SECONDS
+        for piece in pieces:
+            await writer.write(piece)
+            if clock.seconds() >= end:
+                await self._rt.sleep(0)
+                end = clock.seconds() + SLICE_SECONDS
+
+    def _until_durable(self, index: int) -> Deferred[None]:
+        if self._rt.core.durable >= index:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._durable = (index, waiter)
+        return waiter
+
+    def durable_moved(self) -> None:
+        """The durable index may have moved."""
+        if self._durable is not None and self._rt.core.durable >= self._durable[0]:
+            waiter, self._durable = self._durable[1], None
+            waiter.callback(None)
+
+    def _ended(self, result: Any) -> None:
+        self._task = None
+        waiters, self._waiters = self._waiters, []
+        error = getattr(result, "value", None)
+        if isinstance(error, CancelledError):
+            # Given up for a leader's snapshot, which has more; or for good.
+            error = NodeStopped(self._rt.cause) if self._stopped else None
+        elif error is not None:
+            self._rt.log.failure("A snapshot could not be taken", result)
+            if not isinstance(error, ConsensusError):
+                error = InvariantBroken(f"the application's snapshot failed: {type(error).__name__}: {error}")
+            self._rt.fail(error)
+        for waiter in waiters:
+            if waiter.called:
+                continue
+            if error is None:
+                waiter.callback(None)
+            else:
+                waiter.errback(error)
+
+    def abandon(self) -> None:
+        """Give up the one under way: the state is about to be replaced."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def stop(self) -> None:
+        """Give up, for good."""
+        self._stopped = True
+        self.abandon()
+
+
+def _joined(first: Iterator[bytes], second: Iterator[bytes]) -> Iterator[bytes]:
+    try:
+        yield from first
+        yield from second
+    finally:
+        close = getattr(second, "close", None)
+        if close is not None:
+            close()
