@@ -38,7 +38,8 @@ def unpack_entries(blob: bytes, prev: LogId, term: int) -> tuple[Entry, ...]:
     lengths, at = _lengths(blob)
     entries: list[Entry] = []
     append, unpack, new = entries.append, _HEAD.unpack_from, tuple.__new__
-    expected, lowest = prev.index + 1, max(prev.term, 1)
+    # Term 0 is the initial configuration's alone: no leader wrote it.
+    expected, lowest = prev.index + 1, prev.term if prev.index == 0 else max(prev.term, 1)
     for length in lengths:
         index, entry_term, kind = unpack(blob, at)
         if index != expected or entry_term < lowest or kind > _MAX_KIND:
@@ -46,7 +47,7 @@ def unpack_entries(blob: bytes, prev: LogId, term: int) -> tuple[Entry, ...]:
         end = at + length
         # Not Entry(...): its Python-level constructor would be half of the cost.
         append(new(Entry, (index, entry_term, kind, blob[at:end])))
-        expected, lowest, at = expected + 1, entry_term, end
+        expected, lowest, at = expected + 1, entry_term or 1, end
     if entries and lowest > term:
         raise ValueError(f"an entry's term {lowest} exceeds the message's term {term}")
     if expected - 1 > MAX_INDEX:

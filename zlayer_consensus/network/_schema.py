@@ -125,6 +125,8 @@ def _log_id(value: Any) -> LogId:
                 return LogId(term, index)
             if term == 0 == index:
                 return NO_LOG
+            if term == 0 and index == 1:  # the initial configuration, which no leader wrote
+                return LogId(0, 1)
     raise ValueError
 
 
@@ -148,7 +150,7 @@ _TERM = _integer("an integer from 1 to 2^62-1", 1, MAX_TERM)
 _TERM_OR_0 = _integer("an integer from 0 to 2^62-1", 0, MAX_TERM)
 _INDEX = _integer("an integer from 0 to 2^62-1", 0, MAX_INDEX)
 _BOOL = Field("true or false", _boolean)
-_LOG_ID = Field("a list of term and index, each from 1 to 2^62-1, or both 0", _log_id, list)
+_LOG_ID = Field("a list of term and index, each from 1 to 2^62-1, or 0 and 0, or 0 and 1", _log_id, list)
 _MEMBERS = _sized(f"at most {_MAX_MEMBERS} bytes", bytes, upto=_MAX_MEMBERS)
 _PAYLOAD = _sized(f"at most {_MAX_PROPOSAL} bytes", bytes, upto=_MAX_PROPOSAL)
 _RESULT = _sized(f"at most {2 * _MAX_PROPOSAL} bytes", bytes, upto=2 * _MAX_PROPOSAL)
