@@ -9,6 +9,7 @@ from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -17,6 +18,8 @@ from ..network import _codec, _errors
 from ..network.interfaces import Envelope, INetwork, IRaftService, RpcReply, RpcRequest
 
 __all__ = ["Link", "MemoryNetwork"]
+
+_log = Logger()
 
 
 @dataclass
@@ -154,7 +157,10 @@ class MemoryNetwork:
         """Send an outcome from ``target`` back to ``source``."""
         if isinstance(result, Failure) and not result.check(ConsensusError):
             # A defect of the node under test: shown to the test as it is, however bad the network.
-            done.finish(result)
+            if done in self._calls:
+                done.finish(result)
+            else:
+                _log.failure("A call that nobody waits for any more failed", failure=result)
             return
         lost = self._happens(self._links.get((source, target), self.default).reply_loss)
         if not lost:
