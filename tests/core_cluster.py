@@ -311,6 +311,24 @@ class Cluster(Checks):
             elif envelope.epoch == target.epoch:
                 target.input("response", envelope.source, envelope.answers.message, envelope.message)
 
+    def ask(self, target: int, sender: int, message: raft.Request, *, sync: bool = True) -> Any:
+        """Hand over a request that nobody sent; return the reply, once it may leave, or None."""
+        self._tokens += 1
+        envelope = Envelope(sender, target, message, -1)
+        self[target].waiting[self._tokens] = envelope
+        self[target].input("request", self._tokens, sender, message)
+        if sync:
+            self[target].sync()
+        return self.reply_to(envelope)
+
+    def reply_to(self, request: Envelope) -> Any:
+        """Take the reply to a request off the wire; None if it has not left."""
+        for envelope in self.wire:
+            if envelope.answers is request:
+                self.wire.remove(envelope)
+                return envelope.message
+        return None
+
     def duplicate(self, envelope: Envelope) -> None:
         """Deliver a copy of a request; nobody waits for the reply to the copy."""
         self._tokens += 1

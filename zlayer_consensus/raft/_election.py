@@ -110,16 +110,11 @@ def _hears_leader(s: State) -> bool:
 def on_vote_reply(s: State, peer: int, request: VoteRequest, reply: VoteReply) -> None:
     """Count a vote, if it belongs to the running campaign (J-03, J-07)."""
     running = s.role is (Role.PRE_CANDIDATE if request.pre_vote else Role.CANDIDATE)
-    if (
-        not running
-        or request.campaign != s.campaign
-        or (reply.campaign, reply.pre_vote)
-        != (
-            request.campaign,
-            request.pre_vote,
-        )
-    ):
+    echoed = (reply.campaign, reply.pre_vote) == (request.campaign, request.pre_vote)
+    if not running or not echoed or request.campaign != s.campaign:
         return
+    if not request.pre_vote and reply.term != s.term:
+        return  # who answers a campaign of this term is in it
     (s.granted if reply.granted else s.refused).add(peer)
     _count(s)
 
