@@ -1,0 +1,62 @@
+"""The client and admin interface of a node: one resource for the client listener."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.web.iweb import IRequest
+from twisted.web.resource import IResource, Resource
+
+from ..kv import KeyValueMachine
+from ._api_admin import AdminApi
+from ._api_errors import error_reply
+from ._api_http import ApiError
+from ._api_kv import KeyValueApi
+
+__all__ = ["client_resource"]
+
+
+def client_resource(node: Any, machine: Any) -> IResource:
+    """Return what the client listener serves; it is described in the documentation, "HTTP interface".
+
+    :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
+    :param machine: its application. Unless it is a :class:`~zlayer_consensus.kv.KeyValueMachine`, there is nothing
+        under ``/v1/kv`` and ``/v1/txn``.
+    """
+    # Klein imports the reactor, which a program that only imports this package may not have chosen yet.
+    from ._api_routes import Routes
+
+    store = KeyValueApi(node, machine) if isinstance(machine, KeyValueMachine) else None
+    return _Front(node, store, Routes(node, AdminApi(node, machine), store).resource())
+
+
+class _Front(Resource):
+    """Takes what Klein cannot: keys are any bytes, and hostile hosts and paths make it fail with a traceback."""
+
+    isLeaf = True
+
+    def __init__(self, node: Any, store: KeyValueApi | None, routes: IResource) -> None:
+        super().__init__()
+        self._node = node
+        self._store = store
+        self._routes = routes
+
+    def render(self, request: IRequest) -> Any:
+        """Serve a request."""
+        path = request.postpath
+        if self._store is not None and len(path) > 2 and path[0] == b"v1" and path[1] == b"kv":
+            # Twisted splits the raw path, then undoes the percent-encoding of the parts: to join them undoes the split.
+            return self._store.render_key(request, b"/".join(path[2:]))
+        if not all(path) or not _is_utf8(b"".join(path)):
+            return error_reply(request, self._node, ApiError(404, "not_found", "there is nothing at this path"))
+        # Nothing here depends on it, and Werkzeug fails when a label is too long or not to its liking.
+        request.requestHeaders.setRawHeaders(b"host", [b"localhost"])
+        return self._routes.render(request)
+
+
+def _is_utf8(text: bytes) -> bool:
+    try:
+        text.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
