@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 
 from zope.interface import implementer
 
+from ..errors import ConfigError
 from ..raft import LogId, SnapshotPoint
 from ._executor import IExecutor, ThreadExecutor
 from ._files import IFileSystem, RealFileSystem
@@ -45,11 +46,12 @@ class FileStateMachine(SnapshotStore):
     :param apply: ``apply(state, command)`` or ``apply(state, command, context)``; changes ``state`` in place.
     :param state_type: the state's type for conversion, for example ``dict[str, Job]``.
     :param reactor: for a thread of the store's own, unless ``executor`` is given.
-    :param executor: runs what blocks; it becomes the store's, and is stopped with it.
+    :param executor: runs what blocks; it must keep the order, and stays the caller's.
     :param file_system: the real one, unless a test has another.
     :param keep: snapshots kept; a reader can hold back the removal of more.
     :param part_bytes: a part is closed before it would grow beyond this.
     :raises TypeError: if neither form is given.
+    :raises ConfigError: if a setting cannot be.
     """
 
     @overload
@@ -93,13 +95,14 @@ class FileStateMachine(SnapshotStore):
     ) -> None:
         machine = as_state_machine(*application, **named)
         if not 1 <= part_bytes <= PART_BYTES:
-            raise ValueError(f"part_bytes = {part_bytes!r}: must be between 1 and {PART_BYTES}")
+            raise ConfigError("part_bytes", part_bytes, f"must be between 1 and {PART_BYTES}")
+        own = executor is None
         if executor is None:
             if reactor is None:
-                raise TypeError("give a reactor, or an executor")
+                raise ConfigError("executor", None, "is needed where there is no reactor")
             executor = ThreadExecutor(reactor, "snapshots")
-        super().__init__(machine, executor, keep)
-        self._directory = SnapshotDirectory(file_system or RealFileSystem(), os.fspath(directory))
+        super().__init__(machine, executor, own, keep)
+        self._directory = SnapshotDirectory(file_system or RealFileSystem(), os.fspath(directory).rstrip("/") or "/")
         self._part_bytes = part_bytes
 
     def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:

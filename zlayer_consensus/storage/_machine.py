@@ -52,6 +52,7 @@ class FunctionStateMachine:
             )
         self._takes_context = _takes_context(apply)
         self._function = apply
+        self._arguments = (copy.deepcopy(initial_state), apply, state_type)
         self._codec = _state_codec(initial_state, state_type)
         self._codec.encode(initial_state)
         self.state: Any = copy.deepcopy(initial_state)
@@ -62,6 +63,11 @@ class FunctionStateMachine:
         if self._takes_context:
             return self._function(self.state, command, context)
         return self._function(self.state, command)
+
+    def fresh(self) -> FunctionStateMachine:
+        """Return a new machine in the initial state."""
+        initial_state, apply, state_type = self._arguments
+        return FunctionStateMachine(initial_state, apply, state_type=state_type)
 
     def snapshot(self) -> Iterator[bytes]:
         """See :meth:`IStateMachine.snapshot`. The state is encoded before this returns."""

@@ -12,7 +12,7 @@ from zope.interface import implementer
 
 from ..raft import LogId, SnapshotPoint
 from ._executor import InlineExecutor
-from ._machine import as_state_machine
+from ._machine import FunctionStateMachine, as_state_machine
 from ._snapshot_format import PART_BYTES, FrameReader
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
@@ -28,7 +28,8 @@ class MemStateMachine(SnapshotStore):
     """Keeps snapshots of an application in memory: for tests, and for data that may be lost with the process.
 
     The application is given in one of two forms: ``MemStateMachine(machine)``, or
-    ``MemStateMachine(initial_state, apply)``. Every call completes at once. ``close`` forgets everything.
+    ``MemStateMachine(initial_state, apply)``. Every call completes at once. To play a process that stops and starts
+    again on the same disk, take :meth:`reopened`.
 
     :param machine: an object that provides :class:`IStateMachine`.
     :param initial_state: where every replica begins; see :class:`FunctionStateMachine`.
@@ -52,11 +53,26 @@ class MemStateMachine(SnapshotStore):
     ) -> None: ...
 
     def __init__(self, *application: Any, keep: int = 2, **named: Any) -> None:
-        super().__init__(as_state_machine(*application, **named), InlineExecutor(), keep)
+        super().__init__(as_state_machine(*application, **named), InlineExecutor(), True, keep)
         self._snapshots: dict[LogId, _Snapshot] = {}
 
+    def reopened(self, machine: IStateMachine | None = None) -> MemStateMachine:
+        """Return a store, not yet open, with this one's snapshots. This one must not be used any more.
+
+        :param machine: the application in its initial state; needed unless this store made its own of a function.
+        :raises TypeError: if it is needed and not given.
+        """
+        if machine is None:
+            if not isinstance(self.machine, FunctionStateMachine):
+                raise TypeError(f"give a new {type(self.machine).__qualname__}: the old one has the old state")
+            machine = self.machine.fresh()
+        other = MemStateMachine(machine, keep=self._keep)
+        other._snapshots = self._snapshots
+        return other
+
     def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
-        return None, ()
+        positions = tuple(sorted(self._snapshots, key=lambda position: position.index))
+        return (self._snapshots[positions[-1]].manifest if positions else None), positions
 
     def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
         return _Writer(self._snapshots)
@@ -71,7 +87,7 @@ class MemStateMachine(SnapshotStore):
         del self._snapshots[position]
 
     def _release(self) -> None:
-        self._snapshots.clear()
+        """Nothing is held but memory."""
 
 
 @dataclass(frozen=True, slots=True)

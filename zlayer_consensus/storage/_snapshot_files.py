@@ -147,13 +147,15 @@ class SnapshotDirectory:
             self._remove_tree(tmp)
 
     def remove(self, position: LogId) -> None:
-        """Remove a published snapshot; in a crash it is there as a whole, or a leftover."""
+        """Remove a published snapshot; in a crash it is there as a whole, or a leftover. Can be repeated if it fails."""
         directory = self.path_of(position)
-        gone = self.tmp_path(position)
-        self.files.rename(directory, gone)
+        gone = f"{directory}.old{_TMP}"
+        if self.files.exists(directory):
+            self.discard(gone)
+            self.files.rename(directory, gone)
         # Before the first file goes: else a crash could keep the name and lose the file.
         self.files.sync_dir(self.root)
-        self._remove_tree(gone)
+        self.discard(gone)
 
     def _remove_tree(self, directory: str) -> None:
         for name in self.files.list(directory):

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..errors import StorageError
+from ..errors import ConfigError, StorageError
 from ..raft import LogId, SnapshotPoint
 from ._executor import IExecutor
 from ._snapshot_format import check_point
@@ -23,17 +23,19 @@ class SnapshotStore:
     """Base of the stores; the subclasses know where bytes are kept.
 
     :param machine: the application.
-    :param executor: runs what blocks; it is stopped with the store.
+    :param executor: runs what blocks.
+    :param stop_executor: whether it ends with the store.
     :param keep: snapshots kept.
     """
 
     _log = Logger()
 
-    def __init__(self, machine: IStateMachine, executor: IExecutor, keep: int) -> None:
+    def __init__(self, machine: IStateMachine, executor: IExecutor, stop_executor: bool, keep: int) -> None:
         if keep < 1:
-            raise ValueError(f"keep = {keep!r}: must be a positive integer")
+            raise ConfigError("keep", keep, "must be a positive integer")
         self.machine = machine
         self._executor = executor
+        self._stop_executor = stop_executor
         self._keep = keep
         self._state = "new"
         self._newest: Manifest | None = None
@@ -159,7 +161,8 @@ class SnapshotStore:
                 if opened:
                     await self._executor.run(self._release)
             finally:
-                await self._executor.stop()
+                if self._stop_executor:
+                    await self._executor.stop()
 
     def _check_open(self) -> None:
         if self._state != "open":

@@ -1,0 +1,619 @@
+"""Snapshots on a disk that crashes, fails and lies."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from zlayer_consensus import _cbor
+from zlayer_consensus.errors import StorageCorrupt, StorageFailed, StorageFull, StorageLocked
+from zlayer_consensus.raft import AddLearner, LogId, Member, Membership, RemoveLearner, SnapshotPoint
+from zlayer_consensus.storage import (
+    FileStateMachine,
+    InlineExecutor,
+    ISnapshotReader,
+    Manifest,
+    MemStateMachine,
+    decode_manifest,
+    encode_manifest,
+)
+from zlayer_consensus.testing import SimulatedFileSystem
+
+ROOT = "/data/snap"
+OLD = (b"old", b"", b"o" * 300)
+NEW = (b"new", b"n" * 700, b"\x00" * 90, b"end")
+
+
+class PowerFailure(BaseException):
+    """Ends whatever runs; nothing of ours may catch it."""
+
+
+def member(node_id: int) -> Member:
+    return Member(node_id, bytes([node_id]) * 16, f"host-{node_id}:7001", f"host-{node_id}:80")
+
+
+MEMBERSHIP = (
+    Membership.initial([member(1), member(2)]).after(AddLearner(member(3), auto_promote=True)).after(RemoveLearner(3))
+)
+
+
+def point(index: int, term: int = 2) -> SnapshotPoint:
+    return SnapshotPoint(LogId(term, index), MEMBERSHIP, 1_700_000_000_000)
+
+
+def ignore(state: Any, command: Any) -> None:
+    pass
+
+
+class Case(SynchronousTestCase):
+    def store(self, files: SimulatedFileSystem, part_bytes: int = 400, keep: int = 2) -> FileStateMachine:
+        return FileStateMachine(
+            "/data", {}, ignore, executor=InlineExecutor(), file_system=files, part_bytes=part_bytes, keep=keep
+        )
+
+    def opened(self, files: SimulatedFileSystem, **settings: int) -> FileStateMachine:
+        store = self.store(files, **settings)
+        self.done(store.open())
+        return store
+
+    def settled(self, waiting: Deferred[Any]) -> Any:
+        """Return what a Deferred has fired with, which may be a Failure. A power failure ends the test's program."""
+        results: list[Any] = []
+        waiting.addBoth(results.append)  # type: ignore[unused-awaitable]
+        [result] = results
+        if isinstance(result, Failure) and result.check(PowerFailure):
+            result.raiseException()
+        return result
+
+    def done(self, waiting: Deferred[Any]) -> Any:
+        """Return what a Deferred has fired with, or raise its error."""
+        result = self.settled(waiting)
+        if isinstance(result, Failure):
+            result.raiseException()
+        return result
+
+    def save(self, store: Any, at: SnapshotPoint, chunks: tuple[bytes, ...]) -> Manifest:
+        writer = store.writer(at)
+        for chunk in chunks:
+            self.done(writer.write(chunk))
+        manifest: Manifest = self.done(writer.publish())
+        return manifest
+
+    def load(self, reader: ISnapshotReader) -> tuple[bytes, ...]:
+        chunks = []
+        while (chunk := self.done(reader.next_chunk())) is not None:
+            chunks.append(chunk)
+        reader.close()
+        return tuple(chunks)
+
+    def raw(self, store: Any) -> list[bytes]:
+        reader = store.reader()
+        return [
+            self.successResultOf(reader.read(part, 0, size)) for part, (size, _) in enumerate(reader.manifest.parts)
+        ]
+
+    def content(self, files: SimulatedFileSystem) -> tuple[Manifest, tuple[bytes, ...]] | None:
+        """Open, load and close, as a node does when it starts."""
+        store = self.opened(files)
+        newest = store.newest()
+        content = None if newest is None else (newest, self.load(store.reader()))
+        self.successResultOf(store.close())
+        return content
+
+
+class LayoutTests(Case):
+    def test_files_on_the_disk(self) -> None:
+        """The documented layout: directories by position, parts by number, a manifest."""
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        manifest = self.save(store, point(5), NEW)
+        self.assertEqual(files.list(ROOT), ["5-2", "LOCK"])
+        self.assertEqual(files.list(f"{ROOT}/5-2"), ["0", "1", "2", "manifest"])
+        self.assertEqual([files.size(f"{ROOT}/5-2/{part}") for part in range(3)], [size for size, _ in manifest.parts])
+
+    def test_parts_are_bounded(self) -> None:
+        files = SimulatedFileSystem()
+        store = self.opened(files, part_bytes=1000)
+        manifest = self.save(store, point(5), (b"x" * 100,) * 50)
+        self.assertEqual(len(manifest.parts), 6)
+        self.assertLessEqual(max(size for size, _ in manifest.parts), 1000)
+        self.assertEqual(self.load(store.reader()), (b"x" * 100,) * 50)
+
+    def test_oversized_chunk_is_refused(self) -> None:
+        store = self.opened(SimulatedFileSystem())
+        writer = store.writer(point(5))
+        self.failureResultOf(writer.write(bytes(16 << 20)), ValueError)
+        self.failureResultOf(writer.write("text"), TypeError)  # type: ignore[arg-type]
+        self.successResultOf(writer.abort())
+
+    def test_two_snapshots_are_kept(self) -> None:
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        for index in range(1, 6):
+            self.save(store, point(index), (b"%d" % index,))
+        self.assertEqual(files.list(ROOT), ["4-2", "5-2", "LOCK"])
+
+    def test_open_reader_holds_its_snapshot(self) -> None:
+        """An older snapshot goes when its last reader is closed, and not before."""
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        self.save(store, point(1), OLD)
+        readers = [store.reader(), store.reader()]
+        for index in range(2, 6):
+            self.save(store, point(index), NEW)
+        readers[0].close()
+        readers[0].close()
+        self.assertEqual(files.list(ROOT), ["1-2", "4-2", "5-2", "LOCK"])
+        self.assertEqual(self.load(readers[1]), OLD)
+        self.assertEqual(files.list(ROOT), ["4-2", "5-2", "LOCK"])
+
+    def test_directory_is_locked(self) -> None:
+        """Two stores would remove each other's unfinished snapshots."""
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        self.failureResultOf(self.store(files).open(), StorageLocked)
+        self.successResultOf(store.close())
+        self.opened(files)
+
+    def test_failed_opening_gives_the_lock_back(self) -> None:
+        files = SimulatedFileSystem()
+        for operation in ("mkdir", "sync_dir", "lock", "list"):
+            files.fail(operation)
+            store = self.store(files)
+            self.failureResultOf(store.open(), StorageFailed)
+            self.successResultOf(store.open())
+            self.successResultOf(store.close())
+
+    def test_names_do_not_come_from_outside(self) -> None:
+        """A received snapshot is stored under its position; a manifest has no other name in it."""
+        source = MemStateMachine({}, ignore)
+        self.successResultOf(source.open())
+        manifest = self.save(source, point(5), NEW)
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        receiver = store.receiver(manifest)
+        self.successResultOf(receiver.write(0, 0, self.raw(source)[0]))
+        self.successResultOf(receiver.publish())
+        self.assertEqual(files.list(f"{ROOT}/5-2"), ["0", "manifest"])
+        for position in (LogId(2, 0), LogId(2, -5), LogId(-1, 5), LogId(2, 1 << 63)):
+            at = SnapshotPoint(position, MEMBERSHIP)
+            self.assertRaises(ValueError, store.receiver, Manifest(at, ()))
+            self.assertRaises(ValueError, store.writer, at)
+
+    def test_backends_understand_each_other(self) -> None:
+        """What one kind of store sends, the other takes: the parts are the wire format."""
+        stores = [self.opened(SimulatedFileSystem()), MemStateMachine({}, ignore), MemStateMachine({}, ignore)]
+        self.successResultOf(stores[1].open())
+        self.successResultOf(stores[2].open())
+        stores.append(self.opened(SimulatedFileSystem()))
+        self.save(stores[0], point(5), NEW)
+        for source, target in itertools.pairwise(stores):
+            newest = source.newest()
+            assert newest is not None
+            receiver = target.receiver(newest)
+            for part, data in enumerate(self.raw(source)):
+                self.successResultOf(receiver.write(part, 0, data))
+            self.successResultOf(receiver.publish())
+            self.assertEqual(self.load(target.reader()), NEW)
+
+    def test_part_with_the_right_digest_and_wrong_frames_is_refused(self) -> None:
+        """A sender of another format cannot leave behind a snapshot that nobody can load."""
+        data = b"not framed at all"
+        manifest = Manifest(point(5), ((len(data), hashlib.sha256(data).digest()),))
+        memory = MemStateMachine({}, ignore)
+        self.successResultOf(memory.open())
+        for store in (memory, self.opened(SimulatedFileSystem())):
+            receiver = store.receiver(manifest)
+            self.failureResultOf(receiver.write(0, 0, data), ValueError)
+            self.assertEqual(receiver.position, (0, 0))
+
+    def test_old_snapshot_that_cannot_be_removed_is_no_reason_to_stop(self) -> None:
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        self.save(store, point(1), OLD)
+        self.save(store, point(2), OLD)
+        files.fail("remove")
+        self.save(store, point(3), NEW)
+        self.assertEqual(self.load(store.reader()), NEW)
+        self.save(store, point(4), NEW)
+        self.assertEqual([name for name in files.list(ROOT) if not name.endswith(".tmp")], ["3-2", "4-2", "LOCK"])
+        self.successResultOf(store.close())
+        self.opened(files)
+        self.assertEqual(files.list(ROOT), ["3-2", "4-2", "LOCK"])
+
+
+class CrashTests(Case):
+    """S-15, S-24, H-66, J-82, J-96: the old snapshot or the new one, whole, whenever the power fails."""
+
+    def setUp(self) -> None:
+        self.source = MemStateMachine({}, ignore)
+        self.successResultOf(self.source.open())
+        self.save(self.source, point(9), NEW)
+
+    def prepared(self, old: bool) -> SimulatedFileSystem:
+        files = SimulatedFileSystem()
+        files.mkdir("/data")
+        files.sync_dir("/")
+        if old:
+            store = self.opened(files)
+            for index in (1, 2):
+                self.save(store, point(index), OLD)
+            self.successResultOf(store.close())
+        return files
+
+    def build(self, store: FileStateMachine) -> Iterator[Deferred[Any]]:
+        writer = store.writer(point(9))
+        for chunk in NEW:
+            yield writer.write(chunk)
+        yield writer.publish()
+
+    def receive(self, store: FileStateMachine) -> Iterator[Deferred[Any]]:
+        [data] = self.raw(self.source)
+        newest = self.source.newest()
+        assert newest is not None
+        receiver = store.receiver(newest)
+        for offset in range(0, len(data), 100):
+            yield receiver.write(0, offset, data[offset : offset + 100])
+        yield receiver.publish()
+
+    def run_until(self, files: SimulatedFileSystem, work: Callable[[Any], Iterator[Deferred[Any]]], nth: int) -> bool:
+        """Run the whole life of a store with a power failure before its ``nth`` operation; return whether it ended."""
+        count = 0
+
+        def before(operation: str, path: str) -> None:
+            nonlocal count
+            count += 1
+            if count >= nth:
+                raise PowerFailure
+
+        files.before = before
+        try:
+            store = self.opened(files)
+            for step in work(store):
+                self.done(step)
+            self.done(store.close())
+        except PowerFailure:
+            return False
+        finally:
+            files.before = None
+        return True
+
+    def assert_old_or_new(self, files: SimulatedFileSystem, old: bool, ended: bool) -> None:
+        content = self.content(files)
+        if content is None:
+            self.assertFalse(old or ended, "the snapshot is gone")
+            return
+        manifest, chunks = content
+        if manifest.point == point(9):
+            self.assertEqual(chunks, NEW)
+        else:
+            self.assertFalse(ended, "a published snapshot is gone")
+            self.assertEqual((manifest.point, chunks), (point(2), OLD))
+
+    def everywhere(self, work: Callable[[Any], Iterator[Deferred[Any]]], old: bool) -> None:
+        for nth in range(1, 1000):
+            files = self.prepared(old)
+            ended = self.run_until(files, work, nth)
+            keeps: list[Any] = ["none", "all", "prefix", *(random.Random(seed) for seed in range(4))]
+            for keep in keeps:
+                self.assert_old_or_new(files.crash(keep), old, ended)
+            self.assert_old_or_new(files.crash(process_only=True), old, ended)
+            if ended:
+                self.assertGreater(nth, 20)
+                return
+        self.fail("the work never ended")
+
+    def test_first_snapshot(self) -> None:
+        self.everywhere(self.build, old=False)
+
+    def test_further_snapshot(self) -> None:
+        self.everywhere(self.build, old=True)
+
+    def test_first_received_snapshot(self) -> None:
+        self.everywhere(self.receive, old=False)
+
+    def test_further_received_snapshot(self) -> None:
+        self.everywhere(self.receive, old=True)
+
+    def test_crash_after_a_crash(self) -> None:
+        """S-24: opening again is itself cut off, at each of its operations, and changes nothing for the worse."""
+        for nth in range(1, 1000):
+            files = self.prepared(old=True)
+            if self.run_until(files, self.build, nth):
+                return
+            crashed = files.crash("all")
+            for again in range(1, 1000):
+                second = crashed.crash("all")
+                ended = self.run_until(second, lambda store: iter(()), again)
+                for keep in ("none", "all"):
+                    self.assert_old_or_new(second.crash(keep), old=True, ended=False)
+                if ended:
+                    break
+
+    def test_what_open_reports_is_durable(self) -> None:
+        """The process dies between rename and directory sync; what the next one finds must outlive a power failure."""
+        files = self.prepared(old=True)
+        store = self.opened(files)
+
+        def before(operation: str, path: str) -> None:
+            if (operation, path) == ("sync_dir", ROOT):
+                raise PowerFailure
+
+        files.before = before
+        steps = self.build(store)
+        with self.assertRaises(PowerFailure):
+            for step in steps:
+                self.done(step)
+        survivor = files.crash(process_only=True)
+        found = self.successResultOf(self.store(survivor).open())
+        assert found is not None
+        self.assertEqual(found.point, point(9))
+        content = self.content(survivor.crash("none"))
+        assert content is not None
+        self.assertEqual(content[0], found)
+
+    def test_half_removed_snapshot_is_a_leftover(self) -> None:
+        """J-90: a crash while an old snapshot is removed never leaves a name without its files."""
+        files = self.prepared(old=True)
+        store = self.opened(files)
+        removed: list[str] = []
+
+        def before(operation: str, path: str) -> None:
+            if operation == "remove":
+                removed.append(path)
+                if len(removed) >= 2:
+                    raise PowerFailure
+
+        files.before = before
+        with self.assertRaises(PowerFailure):
+            self.save(store, point(9), NEW)
+        for seed in range(20):
+            crashed = files.crash(random.Random(seed))
+            for name in crashed.list(ROOT):
+                if not name.endswith(".tmp") and name != "LOCK":
+                    self.assertIn("manifest", crashed.list(f"{ROOT}/{name}"))
+            self.assert_old_or_new(crashed, old=True, ended=True)
+
+
+class FaultTests(Case):
+    """Every operation can fail; what fails is reported, and the old snapshot stays."""
+
+    def test_each_operation_fails_once(self) -> None:
+        for operation in ("mkdir", "create", "write", "sync", "sync_dir", "rename"):
+            for nth in range(1, 100):
+                files = SimulatedFileSystem()
+                store = self.opened(files)
+                self.save(store, point(1), OLD)
+                files.fail(operation, nth)
+                writer = store.writer(point(2))
+                for chunk in NEW:
+                    self.successResultOf(writer.write(chunk))
+                result = self.settled(writer.publish())
+                if isinstance(result, Manifest):
+                    break
+                result.trap(StorageFailed)
+                self.successResultOf(writer.abort())
+                newest = store.newest()
+                assert newest is not None
+                self.assertEqual((newest.point, self.load(store.reader())), (point(1), OLD))
+                content = self.content(files.crash())
+                assert content is not None
+                self.assertIn(content[0].point, (point(1), point(2)))
+            else:
+                self.fail("never succeeded")
+
+    def test_full_disk_everywhere(self) -> None:
+        """S-11, at every size of the room that is left."""
+        whole = SimulatedFileSystem()
+        store = self.opened(whole)
+        self.save(store, point(1), OLD)
+        before = whole.used()
+        self.save(store, point(2), NEW)
+        needed = whole.used() - before
+        for room in range(0, needed, 61):
+            files = SimulatedFileSystem(before + room)
+            store = self.opened(files)
+            self.save(store, point(1), OLD)
+            writer = store.writer(point(2))
+            for chunk in NEW:
+                self.successResultOf(writer.write(chunk))
+            self.failureResultOf(writer.publish(), StorageFull)
+            self.successResultOf(writer.abort())
+            self.assertEqual(files.list(ROOT), ["1-2", "LOCK"])
+            content = self.content(files.crash())
+            assert content is not None
+            self.assertEqual(content[1], OLD)
+
+
+class DamageTests(Case):
+    """J-89, J-90, S-16: damage is named and refused; the store is never taken for empty, nor for an older one."""
+
+    def setUp(self) -> None:
+        self.files = SimulatedFileSystem()
+        store = self.opened(self.files)
+        self.save(store, point(1), OLD)
+        self.save(store, point(2), NEW)
+        self.successResultOf(store.close())
+        self.directory = f"{ROOT}/2-2"
+
+    def refuse(self, files: SimulatedFileSystem, path: str) -> StorageCorrupt:
+        """Open and load; return the error, which must name the file. Nothing may have changed."""
+        store = self.store(files)
+        files.operations.clear()
+        result = self.settled(store.open())
+        if isinstance(result, Manifest):
+            error = self.loading(store)
+        else:
+            changes = {"create", "write", "rename", "remove"}
+            self.assertEqual([each for each in files.operations if each[0] in changes], [])
+            result.trap(StorageCorrupt)
+            error = result.value
+        self.assertEqual(error.path, path)
+        return error
+
+    def loading(self, store: FileStateMachine) -> StorageCorrupt:
+        with self.assertRaises(StorageCorrupt) as caught:
+            self.load(store.reader())
+        transfer = store.reader()
+        raw = [self.settled(transfer.read(part, 0, size)) for part, (size, _) in enumerate(transfer.manifest.parts)]
+        [failure] = [each for each in raw if not isinstance(each, bytes)]
+        failure.trap(StorageCorrupt)
+        error: StorageCorrupt = caught.exception
+        self.assertEqual(failure.value.path, error.path)
+        return error
+
+    def test_every_flipped_byte_is_refused(self) -> None:
+        """Each byte of manifest and parts, and each bit of some; a transfer refuses the same."""
+        for name in self.files.list(self.directory):
+            path = f"{self.directory}/{name}"
+            size = self.files.size(path)
+            for offset in range(size):
+                files = self.files.crash("all")
+                [byte] = files.read(path, offset, 1)
+                files.corrupt(path, offset, bytes([byte ^ (1 << offset % 8)]))
+                error = self.refuse(files, path)
+                self.assertTrue(0 <= error.offset <= size, f"{path}: {error.offset}")
+
+    def test_every_truncation_is_refused(self) -> None:
+        for name in self.files.list(self.directory):
+            path = f"{self.directory}/{name}"
+            for size in range(self.files.size(path)):
+                files = self.files.crash("all")
+                files.truncate(path, size)
+                self.refuse(files, path)
+
+    def test_appended_bytes_are_refused(self) -> None:
+        for name in self.files.list(self.directory):
+            path = f"{self.directory}/{name}"
+            files = self.files.crash("all")
+            file = files.open(path)
+            file.write(files.size(path), b"\x00")
+            file.sync()
+            self.refuse(files, path)
+
+    def test_zeroed_part_is_refused(self) -> None:
+        path = f"{self.directory}/1"
+        self.files.corrupt(path, 0, bytes(self.files.size(path)))
+        self.refuse(self.files, path)
+
+    def test_missing_file_is_refused(self) -> None:
+        """J-90: never passed over for the older snapshot, and never taken for a new node."""
+        for name in self.files.list(self.directory):
+            files = self.files.crash("all")
+            files.remove(f"{self.directory}/{name}")
+            self.refuse(files, f"{self.directory}/{name}")
+
+    def test_swapped_parts_are_refused(self) -> None:
+        """S-05: a valid part in the place of another."""
+        chunks = (b"a" * 300, b"b" * 300)
+        files = SimulatedFileSystem()
+        store = self.opened(files)
+        self.save(store, point(5), chunks)
+        self.successResultOf(store.close())
+        files.rename(f"{ROOT}/5-2/0", f"{ROOT}/5-2/x")
+        files.rename(f"{ROOT}/5-2/1", f"{ROOT}/5-2/0")
+        files.rename(f"{ROOT}/5-2/x", f"{ROOT}/5-2/1")
+        store = self.opened(files)
+        error = self.failureResultOf(store.reader().next_chunk(), StorageCorrupt).value
+        self.assertEqual(error.path, f"{ROOT}/5-2/0")
+
+    def test_renamed_snapshot_is_refused(self) -> None:
+        self.files.rename(self.directory, f"{ROOT}/7-2")
+        error = self.refuse(self.files, f"{ROOT}/7-2/manifest")
+        self.assertIn("2-2", error.reason)
+
+    def test_strange_name_is_refused(self) -> None:
+        for name in ("2-2.bak", "02-2", "2", "2-2-2", "-2-2", "0-0", "current"):
+            files = self.files.crash("all")
+            files.rename(self.directory, f"{ROOT}/{name}")
+            self.refuse(files, f"{ROOT}/{name}")
+
+    def test_newer_format_is_refused_as_such(self) -> None:
+        """S-25: a later release's snapshot is not damaged, and the error says so."""
+        from zlayer_consensus.storage import _snapshot_format as format_module
+
+        path = f"{self.directory}/manifest"
+        newest = self.opened(self.files.crash("all")).newest()
+        assert newest is not None
+        self.patch(format_module, "_FORMAT", 2)
+        sealed = format_module.seal_manifest(newest)
+        self.patch(format_module, "_FORMAT", 1)
+        self.files.corrupt(path, 0, sealed)
+        self.assertIn("format 2 is not known", self.refuse(self.files, path).reason)
+
+    def test_an_older_snapshot_is_the_operators_choice(self) -> None:
+        """S-16: with the damaged directory moved away, the store offers the one before."""
+        for name in self.files.list(self.directory):
+            self.files.remove(f"{self.directory}/{name}")
+        self.files.remove(self.directory)
+        content = self.content(self.files)
+        assert content is not None
+        self.assertEqual((content[0].point, content[1]), (point(1), OLD))
+
+    def test_damage_under_an_open_reader(self) -> None:
+        """A part that rots after it was verified ends short, and is not sent as if it were whole."""
+        store = self.opened(self.files)
+        reader = store.reader()
+        size, _ = reader.manifest.parts[1]
+        self.successResultOf(reader.read(1, 0, 10))
+        self.files.truncate(f"{self.directory}/1", size - 5)
+        self.failureResultOf(reader.read(1, 0, size), StorageCorrupt)
+
+    def test_failing_disk_is_not_damage(self) -> None:
+        store = self.opened(self.files)
+        self.files.fail("read")
+        self.failureResultOf(store.reader().next_chunk(), StorageFailed)
+
+
+class ManifestTests(SynchronousTestCase):
+    def manifest(self) -> Manifest:
+        return Manifest(point(5), ((400, b"d" * 32), (8, b"e" * 32)), installed=True)
+
+    def test_round_trip(self) -> None:
+        for manifest in (self.manifest(), Manifest(point(1 << 61, 0), ())):
+            data = encode_manifest(manifest)
+            self.assertEqual(decode_manifest(data), manifest)
+            self.assertEqual(encode_manifest(decode_manifest(data)), data)
+
+    def test_closed_schema(self) -> None:
+        """What a peer sends is taken only if every key is known, there, of its type and in its range (A-18)."""
+        good = _cbor.loads(encode_manifest(self.manifest()))
+        changes: list[dict[str, Any]] = [{name: None} for name in good]
+        changes += [{"more": 1}, {"format": 2}, {"format": True}, {"format": "1"}]
+        changes += [{"index": 0}, {"index": -1}, {"index": 1 << 62}, {"index": True}, {"index": 5.0}]
+        changes += [{"term": -1}, {"term": 1 << 62}, {"time_ms": -1}, {"time_ms": 1 << 63}, {"installed": 1}]
+        wrong_parts: tuple[Any, ...] = (
+            {},
+            [1],
+            [[400]],
+            [[400, b"d" * 32, 1]],
+            [[400, b"d" * 31]],
+            [[400, "d" * 32]],
+            [[7, b"d" * 32]],
+            [[0, b"d" * 32]],
+            [[-1, b"d" * 32]],
+            [[1 << 27, b"d" * 32]],
+            [[8, b"d" * 32]] * ((1 << 16) + 1),
+        )
+        changes += [{"parts": parts} for parts in wrong_parts]
+        changes += [{"membership": {}}, {"membership": {**good["membership"], "voters": [99]}}]
+        for change in changes:
+            self.assertRaises(ValueError, decode_manifest, _cbor.dumps({**good, **change}))
+        for name in good:
+            self.assertRaises(ValueError, decode_manifest, _cbor.dumps({k: v for k, v in good.items() if k != name}))
+        for data in (b"", b"\x80", encode_manifest(self.manifest()) + b"\x00", encode_manifest(self.manifest())[:-1]):
+            self.assertRaises(ValueError, decode_manifest, data)
+
+    def test_one_encoding(self) -> None:
+        """A transfer is known by its manifest's digest: another encoding of the same is refused."""
+        good = _cbor.loads(encode_manifest(self.manifest()))
+        turned = _cbor.dumps(dict(reversed(good.items())), canonical=False)
+        self.assertNotEqual(turned, encode_manifest(self.manifest()))
+        self.assertRaises(ValueError, decode_manifest, turned)
