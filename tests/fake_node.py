@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 
 from zlayer_consensus.errors import (
     DomainError,
     MembershipRefused,
+    NodeStopped,
     NotLeader,
     ProposalTooLarge,
     SessionExpired,
@@ -160,8 +161,17 @@ class FakeNode:
         return self._do(act, forward)
 
     def read_state(
-        self, read: Callable[[Any], Any], deadline: float | None = None, *, forward: bool | None = None
+        self,
+        read: Callable[[Any], Any],
+        deadline: float | None = None,
+        *,
+        linearizable: bool = True,
+        forward: bool | None = None,
     ) -> Deferred[Any]:
+        if self.stopped_by is not None:
+            return fail(NodeStopped(self.stopped_by))
+        if not linearizable:
+            return maybeDeferred(read, self.machine)
         self.calls.append(("read", deadline, forward))
         return self._do(lambda: read(self.machine), forward)
 
@@ -188,7 +198,9 @@ class FakeNode:
         forward: bool | None = None,
     ) -> Deferred[Membership]:
         self.calls.append(("add_learner", node_id, blocking, auto_promote, timeout))
-        return self._change(forward, AddLearner(Member(node_id, bytes(16), address, client_address), auto_promote))
+        return self._change(
+            forward, AddLearner(Member(node_id, bytes([node_id]) * 16, address, client_address), auto_promote)
+        )
 
     def add_voter(
         self,
@@ -199,14 +211,26 @@ class FakeNode:
         timeout: float | None = None,
         forward: bool | None = None,
     ) -> Deferred[Membership]:
-        known = self.member(node_id)
-        added: Sequence[Any] = () if known else [AddLearner(Member(node_id, bytes(16), address, client_address))]
-        return self._change(forward, *added, ChangeVoters(self.voter_ids | {node_id}))
+        changes: list[Any] = []
+        if self.member(node_id) != Member(node_id, bytes([node_id]) * 16, address, client_address):
+            changes.append(AddLearner(Member(node_id, bytes([node_id]) * 16, address, client_address)))
+        if node_id not in self.voter_ids:
+            changes.append(ChangeVoters(self.voter_ids | {node_id}))
+        return self._change(forward, *changes)
 
     def remove_voter(
-        self, node_id: int, *, retain: bool = False, timeout: float | None = None, forward: bool | None = None
+        self,
+        node_id: int,
+        *,
+        retain: bool = False,
+        force: bool = False,
+        timeout: float | None = None,
+        forward: bool | None = None,
     ) -> Deferred[Membership]:
-        return self._change(forward, ChangeVoters(self.voter_ids - {node_id}, retain))
+        self.calls.append(("remove_voter", node_id, retain, force))
+        if node_id not in self.voter_ids:
+            return fail(MembershipRefused("unknown_member", f"node {node_id} is not a voter"))
+        return self._change(forward, ChangeVoters(self.voter_ids - {node_id}, retain, force))
 
     def remove_learner(
         self, node_id: int, *, timeout: float | None = None, forward: bool | None = None

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.server import Site
 
 from tests.fake_node import MAX_PROPOSAL, FakeNode
+from tests.node_cluster import NodeCluster
 from zlayer_consensus.daemon._api import client_resource
 from zlayer_consensus.errors import (
     ClusterMismatch,
@@ -28,7 +29,8 @@ from zlayer_consensus.errors import (
     StorageFull,
     TransferInProgress,
 )
-from zlayer_consensus.kv import MAX_KEY_BYTES, MAX_TXN_OPERATIONS
+from zlayer_consensus.kv import MAX_KEY_BYTES, MAX_TXN_OPERATIONS, KeyValueMachine
+from zlayer_consensus.storage import MemStateMachine
 
 JSON = {"Content-Type": "application/json"}
 
@@ -552,6 +554,17 @@ class MemberTests(ApiTestCase):
         self.assertEqual(self.roles(self.ask_json("POST", "/v1/members", body)), {**three, 5: "voter", 6: "learner"})
         self.assertEqual(self.roles(self.ask("DELETE", "/v1/members/6")), {**three, 5: "voter"})
 
+    def test_promotion_may_be_repeated(self) -> None:
+        self.assertEqual(self.roles(self.ask("POST", "/v1/members/1/promote")), dict.fromkeys((1, 2, 3), "voter"))
+
+    def test_removal_that_retains_or_forces(self) -> None:
+        roles = self.roles(self.ask("DELETE", "/v1/members/3?retain=yes&force=yes"))
+        self.assertEqual(roles, {1: "voter", 2: "voter", 3: "learner"})
+        self.assertEqual(self.node.calls[-1], ("remove_voter", 3, True, True))
+        self.expect_error(self.ask("DELETE", "/v1/members/3?retain=yes"), 400, "invalid_option")
+        self.ask("DELETE", "/v1/members/2?force=no")
+        self.assertEqual(self.node.calls[-1], ("remove_voter", 2, False, False))
+
     def test_change_of_address(self) -> None:
         body = {"peer_address": "10.0.1.2:7000", "client_address": "10.0.1.2:8000"}
         members = self.ask_json("PUT", "/v1/members/2/address", body).json["members"]
@@ -563,7 +576,6 @@ class MemberTests(ApiTestCase):
         for method, path, body, reason in (
             ("DELETE", "/v1/members/9", None, "unknown_member"),
             ("POST", "/v1/members/9/promote", None, "unknown_member"),
-            ("POST", "/v1/members/1/promote", None, "invalid"),
             ("POST", "/v1/members", {"id": 2, "peer_address": "h:1"}, "duplicate"),
             ("POST", "/v1/members", {"id": 4, "peer_address": "10.0.0.2:7000"}, "duplicate"),
             ("POST", "/v1/members", {"id": 3, "peer_address": "h:1"}, "tombstoned"),
@@ -737,6 +749,101 @@ class ConnectionTests(SynchronousTestCase):
         for _ in range(3):
             self.node.release()
         self.assertEqual(transport.value().count(b"key_not_found"), 3)
+
+
+class ClusterTests(SynchronousTestCase):
+    """The interface on real nodes, with a network in memory between them."""
+
+    def setUp(self) -> None:
+        self.cluster = NodeCluster(self)
+        self.cluster.make_machine = lambda: MemStateMachine(KeyValueMachine())
+        self.leader = self.cluster.begin(1, 2, 3).node_id
+        self.follower = min({1, 2, 3} - {self.leader})
+        self.http: dict[int, Any] = {}
+        for node_id, node in self.cluster.nodes.items():
+            self.http[node_id] = StubTreq(client_resource(node, node.machine))
+
+    def ask(self, node_id: int, method: str, path: str, body: bytes = b"", headers: Any = None) -> Answer:
+        asked = self.http[node_id].request(method, "http://n" + path, data=body, headers=headers or {})
+        results: list[Any] = []
+        _ = asked.addBoth(results.append)
+
+        def answered() -> bool:
+            self.http[node_id].flush()
+            return bool(results)
+
+        self.cluster.until(answered)
+        self.assertNotIsInstance(results[0], Failure)
+        return Answer(results[0], self.successResultOf(results[0].content()))
+
+    def test_forwarded_replies_are_unchanged(self) -> None:
+        """What a follower forwards is answered as by the leader, errors of the application too."""
+        get = json.dumps({"success": [{"op": "get", "key": b64(b"key")}]}).encode()
+        for number, node_id in enumerate((self.leader, self.follower)):
+            put = self.ask(node_id, "PUT", "/v1/kv/key", b"value %d" % number)
+            self.assertEqual((put.status, put.json["version"]), (200, number + 1))
+            txn = self.ask(node_id, "POST", "/v1/txn", get, JSON)
+            self.assertEqual(txn.json["results"][0]["kv"]["value"], b64(b"value %d" % number))
+            read = self.ask(node_id, "GET", "/v1/kv/key")
+            self.assertEqual((read.body, read.header("X-ZLayer-Version")), (b"value %d" % number, str(number + 1)))
+            self.assertEqual(int(put.header("X-ZLayer-Index") or 0), int(read.header("X-ZLayer-Index") or 0) - 1)
+            deleted = self.ask(node_id, "DELETE", "/v1/kv/none")
+            self.assertEqual(deleted.json["deleted"], False)
+
+    def test_refusal_at_a_follower(self) -> None:
+        for method, path in (("PUT", "/v1/kv/key"), ("GET", "/v1/kv/key"), ("POST", "/v1/sessions")):
+            answer = self.ask(self.follower, method, path + "?forward=no")
+            self.assertEqual((answer.status, answer.json["code"]), (421, "not_leader"))
+            self.assertEqual(answer.header("X-Leader-Addr"), f"client{self.leader}:8000")
+            self.assertEqual(
+                self.ask(self.leader, method, path + "?forward=no").status % 200, 4 if "G" in method else 0
+            )
+
+    def test_exactly_once_across_nodes(self) -> None:
+        """H-82: a write of a session is done once, whichever node it is sent to, and however often."""
+        session = str(self.ask(self.follower, "POST", "/v1/sessions").json["session"])
+        headers = {"X-ZLayer-Session": session, "X-ZLayer-Sequence": "1"}
+        bodies = {
+            self.ask(node_id, "PUT", "/v1/kv/key", b"x", headers).body
+            for node_id in (self.follower, self.leader, self.follower)
+        }
+        self.assertEqual(len(bodies), 1)
+        self.assertEqual(self.ask(self.leader, "GET", "/v1/kv/key").header("X-ZLayer-Version"), "1")
+        reused = self.ask(self.follower, "PUT", "/v1/kv/key", b"y", headers)
+        self.assertEqual((reused.status, reused.json["code"]), (409, "session_sequence_reused"))
+
+    def test_digests_are_equal_at_equal_index(self) -> None:
+        for number in range(20):
+            self.ask(self.leader, "PUT", f"/v1/kv/{number % 7}", b"%d" % number)
+        self.cluster.settle()
+        digests = [self.ask(node_id, "GET", "/v1/status").json["digest"] for node_id in (1, 2, 3)]
+        self.assertEqual(digests[0], digests[1])
+        self.assertEqual(digests[0], digests[2])
+        self.assertEqual(self.ask(1, "GET", "/ready").status, 200)
+
+    def test_members(self) -> None:
+        """Asked at a follower, a fourth node becomes learner and voter, and the first one leaves."""
+        self.cluster.make(4)
+        body = json.dumps({"id": 4, "peer_address": "node4:7000", "client_address": "client4:8000"}).encode()
+        added = self.ask(self.follower, "POST", "/v1/members", body, JSON)
+        self.assertEqual((added.status, added.json["members"][3]["role"]), (200, "learner"))
+        promoted = self.ask(self.follower, "POST", "/v1/members/4/promote")
+        self.assertEqual((promoted.status, promoted.json["members"][3]["role"]), (200, "voter"))
+        other = next(iter({1, 2, 3} - {self.leader, self.follower}))
+        removed = self.ask(self.follower, "DELETE", f"/v1/members/{other}")
+        self.assertEqual(sorted(each["id"] for each in removed.json["members"]), sorted({1, 2, 3, 4} - {other}))
+        again = self.ask(self.follower, "DELETE", f"/v1/members/{other}")
+        self.assertEqual((again.status, again.json["attributes"]["reason"]), (409, "unknown_member"))
+
+    def test_transfer_and_snapshot(self) -> None:
+        body = json.dumps({"target": self.follower}).encode()
+        moved = self.ask(self.follower, "POST", "/v1/transfer", body, JSON)
+        self.assertEqual((moved.status, moved.json), (200, {"leader_id": self.follower}))
+        self.ask(self.follower, "PUT", "/v1/kv/key", b"x")
+        snapshot = self.ask(self.follower, "POST", "/v1/snapshot")
+        self.assertEqual(snapshot.status, 200)
+        status = self.ask(self.follower, "GET", "/v1/status").json
+        self.assertEqual(status["snapshot"], snapshot.json["snapshot"])
 
 
 class FakeNodeTests(SynchronousTestCase):

@@ -9,7 +9,7 @@ from typing import Any, Final
 from twisted.web.iweb import IRequest
 
 from ..kv import KeyValueMachine
-from ._api_http import ApiError, Options, read_json, reply_json
+from ._api_http import ApiError, Options, bad, read_json, reply_json
 from ._api_txn import fields, integer, invalid
 
 __all__ = ["AdminApi"]
@@ -141,14 +141,16 @@ class AdminApi:
 
     async def remove_member(self, request: IRequest, node_id: str) -> bytes:
         """Serve ``DELETE /v1/members/{id}``."""
-        keywords = _keywords(request)
+        options = Options(request, (*_OPTIONS, "retain", "force"))
+        keywords = {"timeout": options.timeout, "forward": options.forward}
+        flags = {name: options.choice(name, ("yes", "no")) == "yes" for name in ("retain", "force")}
         number = _path_id(node_id)
-        if self._node.member(number) is None:
-            raise _unknown_member(number)
         if number in self._node.learner_ids:
+            if flags["retain"]:
+                raise bad("retain", f"node {number} has no vote: there is nothing to retain it from")
             membership = await self._node.remove_learner(number, **keywords)
         else:
-            membership = await self._node.remove_voter(number, **keywords)
+            membership = await self._node.remove_voter(number, **flags, **keywords)
         return _show_members(request, membership)
 
     async def change_address(self, request: IRequest, node_id: str) -> bytes:

@@ -6,7 +6,7 @@ import re
 from base64 import b64encode
 from typing import Any, Final
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from ..errors import DomainError
@@ -136,16 +136,15 @@ class KeyValueApi:
         return answer(request, self._read(options, read), show, show_error)
 
     def _read(self, options: Options | None, read: Any) -> Deferred[Any]:
+        waiting: Deferred[Any]
         consistency = options.raw("consistency") if options else None
         if options is None or consistency in (None, b"linearizable"):
             timeout, forward = (options.timeout, options.forward) if options else (None, None)
-            waiting: Deferred[Any] = self._node.read_state(read, timeout, forward=forward)
+            waiting = self._node.read_state(read, timeout, forward=forward)
             return waiting
         if consistency == b"stale":
-            if self._node.metrics().stopped:
-                # What it would tell may be as old as one likes.
-                return fail(ApiError(503, "node_stopped", "the node has stopped", {b"retry-after": b"1"}))
-            return succeed(read(self._machine))
+            waiting = self._node.read_state(read, linearizable=False)
+            return waiting
         if consistency == b"lease":
             raise bad("consistency", "lease reads are not offered; use linearizable or stale", "lease_reads_refused")
         options.choice("consistency", ("linearizable", "stale"))
