@@ -143,10 +143,11 @@ class LogView:
         if self._tail_bytes > self._cache_bytes + (self._cache_bytes >> 2):
             self._trim()
 
-    def set_durable(self, upto: LogId) -> None:
-        """Record that the log is durable up to a position; ignored if the log no longer has it (J-24)."""
-        if upto.index > self.durable and self.term_at(upto.index) == upto.term:
-            self.durable = upto.index
+    def set_durable(self, upto: LogId, limit: int) -> None:
+        """Record that the log was durable up to a position, of which ``limit`` is sure to stay (J-24)."""
+        index = min(upto.index, limit)
+        if index > self.durable and (index < upto.index or self.term_at(index) == upto.term):
+            self.durable = index
 
     def truncate(self, after: int) -> None:
         """Remove the entries after ``after``, from the back, configurations included (H-41, J-63)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from ..config import ConsensusConfig
 from ..errors import InvariantBroken, NotLeader, OutcomeUnknown, TransferFailed
@@ -17,7 +18,7 @@ from ._log import LogView
 from ._membership import Member, Membership
 from ._messages import AppendReply, AppendRequest, ReadIndexReply, Request
 from ._progress import LeaderState, PendingRead
-from ._types import NO_LOG, Entry, HardState, LogId, Role
+from ._types import MAX_INDEX, NO_LOG, Entry, HardState, LogId, Role
 
 __all__ = ["Inbox", "Issued", "State"]
 
@@ -30,6 +31,8 @@ class Issued:
     last: LogId
     at: float
     hard_state: bool
+    keeps: int
+    """Up to here this write leaves the log before it as it was."""
 
 
 class Inbox:
@@ -57,7 +60,8 @@ class State:
         self.term = start.hard_state.term
         self.voted_for = start.hard_state.voted_for
         self.snapshot: SnapshotPoint | None = start.snapshot
-        floor = start.snapshot.last.index if start.snapshot else 0
+        # What was applied is committed, although the hint on disk may be older (H-68).
+        floor = max(start.applied, start.snapshot.last.index if start.snapshot else 0)
         self.commit = max(floor, min(start.hard_state.commit, self.log.last.index))
         self.applied = start.applied
         self.verified = self.commit
@@ -102,8 +106,14 @@ class State:
 
     @property
     def is_voter(self) -> bool:
-        """Whether this member votes."""
-        return self.node_id in self.membership.all_voters
+        """Whether this member votes, or did before a change that is not committed yet.
+
+        Until then its log may be the only one that can win an election (dissertation §4.2.2).
+        """
+        log = self.log
+        if self.node_id in log.membership.all_voters:
+            return True
+        return log.membership_index > self.commit and self.node_id in log.membership_at(self.commit).all_voters
 
     def member(self, node_id: int) -> Member | None:
         """Return a member, departing ones included: they still have to hear of their removal."""
@@ -215,7 +225,9 @@ class State:
         write = LogWrite(**self._write)  # type: ignore[arg-type]
         self._write = {}
         self.out.persist.append(Persist(self._next_seq, self.log.last, write))
-        self._issued.append(Issued(self._next_seq, self.log.last, self.now, bool(explicit)))
+        keeps = MAX_INDEX if write.truncate_after is None else write.truncate_after
+        keeps = keeps if write.reset is None else 0
+        self._issued.append(Issued(self._next_seq, self.log.last, self.now, bool(explicit), keeps))
         self._next_seq += 1
 
     def complete(self, seq: int, last: LogId) -> None:
@@ -225,8 +237,9 @@ class State:
         if seq > self._issued[-1].seq:
             raise self.broken(f"write {seq} completed before it was issued")
         while self._issued and self._issued[0].seq <= seq:
-            if self._issued.popleft().seq == seq:
-                self.log.set_durable(last)
+            self._issued.popleft()
+        # Entries that a write under way will remove are not safe, even if a later one brings them back (J-24).
+        self.log.set_durable(last, min((issued.keeps for issued in self._issued), default=MAX_INDEX))
         self.stalled = False
         while self._gated and self._gated[0][0] <= seq:
             self._gated.popleft()[1]()
@@ -301,7 +314,8 @@ class State:
     def _drop_inbox(self) -> None:
         held, self.inbox = self.inbox.held, Inbox()
         for token, _sender, message in held.values():
-            self.answer(token, self.append_reply(message, success=False))
+            reply = self.append_reply(message, success=False)
+            self.when_vote_persisted(partial(self.answer, token, reply))
 
     def append_reply(
         self, message: AppendRequest, *, success: bool, match: int = 0, conflict: LogId = NO_LOG
