@@ -48,6 +48,8 @@ def unpack_entries(blob: bytes, prev: LogId, term: int) -> tuple[Entry, ...]:
         # Not Entry(...): its Python-level constructor would be half of the cost.
         append(new(Entry, (index, entry_term, kind, blob[at:end])))
         expected, lowest, at = expected + 1, entry_term or 1, end
+    if entries and entries[0].term == 0 and entries[0].kind != EntryKind.CONFIG:
+        raise ValueError("entry 1 has term 0 and is not a configuration")
     if entries and lowest > term:
         raise ValueError(f"an entry's term {lowest} exceeds the message's term {term}")
     if expected - 1 > MAX_INDEX:
