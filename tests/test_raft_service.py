@@ -223,7 +223,8 @@ class RawTests(SynchronousTestCase):
         )
 
     def status(self) -> bytes:
-        return self.transport.value().split(b"\r\n")[0]
+        line: bytes = self.transport.value().split(b"\r\n")[0]
+        return line
 
     def hang_up(self) -> None:
         from twisted.internet.error import ConnectionLost
