@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
+import tempfile
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -12,7 +16,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.config import ConsensusConfig
-from zlayer_consensus.daemon._config import ConfigFileError, NodeConfig, load_config, parse_config
+from zlayer_consensus.daemon._config import ConfigFileError, NodeConfig, StorageConfig, load_config, parse_config
 from zlayer_consensus.daemon._sample import sample
 
 BOOTSTRAP = """
@@ -84,7 +88,7 @@ class AcceptedTests(SynchronousTestCase):
             if field.name == "cluster_name":
                 continue
             changed = {"profile": "wan", "snapshot_policy": "never"}.get(field.name)
-            value: Any = changed or (not field.default if field.type == "bool" else field.default)
+            value: Any = changed or (not field.default if isinstance(field.default, bool) else field.default)
             if field.name == "rpc_timeout":
                 value = 7
             config = parse(BOOTSTRAP, **{f"raft__{field.name}": value})
@@ -241,13 +245,21 @@ class RefusedTests(SynchronousTestCase):
         self.assertLess(len(str(error)), 250)
 
 
-class FileTests(SynchronousTestCase):
+class DirectoryCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        """Under pytest, mktemp would litter the working directory."""
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.directory = temporary.name
+
     def write(self, content: bytes) -> str:
-        path = self.mktemp() + ".toml"
+        path = os.path.join(self.directory, "node.toml")
         with open(path, "wb") as file:
             file.write(content)
         return path
 
+
+class FileTests(DirectoryCase):
     def refused(self, path: str, rule: str) -> None:
         error = self.assertRaises(ConfigFileError, load_config, path)
         self.assertTrue(str(error).startswith(f"{path}: "), str(error))
@@ -256,19 +268,18 @@ class FileTests(SynchronousTestCase):
 
     def test_relative_to_the_file(self) -> None:
         """The data directory does not depend on the working directory, which twistd changes."""
-        os.makedirs(directory := self.mktemp())
-        path = os.path.join(directory, "node.toml")
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(BOOTSTRAP)
-        self.assertEqual(load_config(path).data_dir, os.path.join(os.path.abspath(directory), "data"))
-        self.assertEqual(os.listdir(directory), ["node.toml"])
+        path = self.write(BOOTSTRAP.encode())
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.directory)
+        for name in (path, "node.toml", "./node.toml"):
+            self.assertEqual(load_config(name).data_dir, os.path.join(os.path.realpath(self.directory), "data"))
+        self.assertEqual(os.listdir(self.directory), ["node.toml"])
 
     def test_absent(self) -> None:
-        self.refused(self.mktemp(), "No such file")
+        self.refused(os.path.join(self.directory, "absent.toml"), "No such file")
 
     def test_directory(self) -> None:
-        os.makedirs(path := self.mktemp())
-        self.refused(path, "Is a directory")
+        self.refused(self.directory, "Is a directory")
 
     def test_not_toml(self) -> None:
         self.refused(self.write(b"[node\n"), "not valid TOML")
@@ -281,9 +292,8 @@ class FileTests(SynchronousTestCase):
 
     def test_data_dir_that_is_a_file(self) -> None:
         path = self.write(BOOTSTRAP.replace('"data"', '"plain"').encode())
-        with open(os.path.join(os.path.dirname(path), "plain"), "wb"):
+        with open(os.path.join(self.directory, "plain"), "wb"):
             pass
-        self.addCleanup(os.remove, os.path.join(os.path.dirname(path), "plain"))
         self.refused(path, "is not a directory")
 
     def test_names_the_line_of_a_syntax_error(self) -> None:
@@ -298,7 +308,7 @@ _VALUES = st.recursive(
 )
 
 
-class FuzzTests(SynchronousTestCase):
+class FuzzTests(DirectoryCase):
     """Whatever stands in the file, the only exception is the one with the clear line (A-37)."""
 
     @settings(max_examples=150, deadline=None, database=None)
@@ -321,11 +331,32 @@ class FuzzTests(SynchronousTestCase):
     @given(st.integers(0, len(BOOTSTRAP) - 1), st.binary(max_size=3))
     def test_bytes(self, at: int, replacement: bytes) -> None:
         text = BOOTSTRAP.encode()
-        path = self.mktemp() + ".toml"
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with open(path, "wb") as file:
-            file.write(text[:at] + replacement + text[at + 1 :])
         try:
-            load_config(path)
+            load_config(self.write(text[:at] + replacement + text[at + 1 :]))
         except ConfigFileError as error:
             self.assertNotIn("\n", str(error))
+
+
+class DocumentationTests(SynchronousTestCase):
+    """docs/running.rst is the reference: no key is missing there, and no default is wrong."""
+
+    def test_every_raft_key_with_its_default(self) -> None:
+        text = (Path(__file__).parent.parent / "docs" / "running.rst").read_text(encoding="utf-8")
+        for field in attrs.fields(ConsensusConfig):
+            if field.name != "cluster_name":
+                row = f"   * - ``{field.name}``\n     - ``{json.dumps(field.default)}``\n"
+                self.assertIn(row, text, f"{field.name} or its default is not as in the code")
+
+    def test_every_other_key(self) -> None:
+        text = (Path(__file__).parent.parent / "docs" / "running.rst").read_text(encoding="utf-8")
+        keys = ["id", "data_dir", "cluster_name", "application", "peer", "client", "members", "join", "level"]
+        keys += [field.name for field in attrs.fields(StorageConfig)]
+        for key in keys:
+            self.assertIn(f"   * - ``{key}``\n", text)
+
+    def test_example_of_the_quickstart(self) -> None:
+        text = (Path(__file__).parent.parent / "docs" / "quickstart.rst").read_text(encoding="utf-8")
+        _, _, block = text.partition(".. code-block:: toml\n")
+        lines = itertools.takewhile(lambda line: not line or line.startswith("    "), block.splitlines())
+        config = parse("\n".join(line[4:] for line in lines))
+        self.assertEqual([member.node_id for member in config.members], [1, 2, 3])

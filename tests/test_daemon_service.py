@@ -7,6 +7,7 @@ import gc
 import io
 import os
 import sys
+import tempfile
 import time
 from typing import Any
 from unittest import mock
@@ -39,8 +40,9 @@ members = [{{ id = 1, peer = "127.0.0.1:7001", client = "127.0.0.1:8001" }}]
 
 class OptionsTests(SynchronousTestCase):
     def write(self, text: str = CONFIG, application: str = "kv") -> str:
-        os.makedirs(directory := self.mktemp())
-        path = os.path.join(directory, "node.toml")
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        path = os.path.join(temporary.name, "node.toml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(text.format(application=application) if "{application}" in text else text)
         return path
@@ -98,7 +100,7 @@ class OptionsTests(SynchronousTestCase):
         self.assertIn("--config FILE", self.refused())
 
     def test_absent_config(self) -> None:
-        self.assertIn("No such file", self.refused("--config", self.mktemp()))
+        self.assertIn("No such file", self.refused("--config", self.write() + ".absent"))
 
     def test_bad_config(self) -> None:
         path = self.write(CONFIG.replace("id = 1\n", "id = 0\n"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from twisted.logger import (
     FilteringLogObserver,
@@ -23,7 +23,7 @@ from twisted.python.logfile import LogFile
 __all__ = ["level_filter", "observer_for", "shows_on_stderr"]
 
 # What Twisted tells at "info" is about sockets and factories, and interests only those who debug.
-_CHATTY = ("twisted",)
+_CHATTY = ("twisted", "log_legacy")
 
 
 def level_filter(level: str) -> LogLevelFilterPredicate:
@@ -44,7 +44,7 @@ def observer_for(twistd: Mapping[str, Any] | None, level: str) -> ILogObserver |
     if twistd is None or twistd.get("logger") or twistd.get("syslog"):
         return None
     name = twistd.get("logfile")
-    file: TextIO | LogFile
+    file: Any
     if _to_stdout(twistd):
         file = sys.stdout
     elif name == "-":
