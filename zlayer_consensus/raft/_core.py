@@ -73,7 +73,7 @@ class RaftCore:
             return None
         due = [s.inbox.deadline, s.ask_again_at, s.leaving[2] if s.leaving else None]
         if s.leader is not None:
-            due += [s.leader.heartbeat_due, s.leader.commit_notice_due]
+            due += [s.leader.heartbeat_due, s.leader.commit_notice_due, s.leader.flush_due]
             due.append(s.leader.transfer.deadline if s.leader.transfer else None)
         elif _election.may_campaign(s):
             due.append(s.election_deadline)

@@ -15,6 +15,7 @@ from ._replication import (
     live_peers,
     quorum_without_self,
     replicate,
+    replicate_all,
     send_append,
     send_heartbeat,
     send_round,
@@ -52,6 +53,9 @@ def become_leader(s: State) -> None:
 def tick_leader(s: State, leader: LeaderState) -> None:
     """Do what is due: heartbeats, checks, commit notices, transfer."""
     _changes.tick_transfer(s, leader)
+    if leader.flush_due is not None and s.now >= leader.flush_due:
+        leader.flush_due = None
+        replicate_all(s)
     if leader.commit_notice_due is not None and s.now >= leader.commit_notice_due:
         leader.commit_notice_due = None
         for peer, p in leader.peers.items():
@@ -139,6 +143,8 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
             p.start_over(upper + 1)  # nothing can be compared behind the purge point: only a snapshot helps
         else:
             p.start_over(s.log.agreement(upper, reply.conflict.term).index + 1)
+        # It denies what it acknowledged: asking again will not help, the next heartbeat shows what it has (H-29).
+        p.paused = request.prev.index <= p.match
     replicate(s, peer, p)
     _changes.tick_transfer(s, leader)
 

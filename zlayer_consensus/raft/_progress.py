@@ -37,6 +37,8 @@ class Progress:
     inflight: deque[tuple[int, int]] = field(default_factory=deque)
     """``(seq, bytes)`` of the appends under way."""
     inflight_bytes: int = 0
+    last_append: float = 0.0
+    """When the last append left."""
     reading: bool = False
     """Whether entries for it are being read from the store."""
     paused: bool = False
@@ -126,6 +128,8 @@ class LeaderState:
     ready: bool = False
     round: int = 0
     commit_notice_due: float | None = None
+    flush_due: float | None = None
+    """When entries that wait for more company have to leave."""
     waiting_reads: list[PendingRead] = field(default_factory=list)
     """Reads that no heartbeat round was sent for yet."""
     open_reads: deque[tuple[int, int, list[PendingRead]]] = field(default_factory=deque)

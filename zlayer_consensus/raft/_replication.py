@@ -22,8 +22,8 @@ __all__ = [
     "sync_peers",
 ]
 
-_PIPELINE_SMALL = 2
-"""Appends that are not full travel at most this many at a time: what arrives meanwhile joins the next one."""
+_PACE = 0.005
+"""Seconds between appends that are not full, while others are under way: what arrives meanwhile joins the next one."""
 
 
 def append_local(s: State, drafts: Sequence[Draft], time_ms: int) -> int:
@@ -96,7 +96,14 @@ def _has_room(s: State, p: Progress) -> bool:
         return p.owes_append and under_way == 0
     if under_way >= config.max_inflight_appends or p.inflight_bytes >= config.max_inflight_bytes:
         return False
-    return under_way < _PIPELINE_SMALL or pending >= config.max_payload_entries
+    if under_way == 0 or pending >= config.max_payload_entries:
+        return True
+    due = p.last_append + _PACE
+    if s.now >= due:
+        return True
+    if s.leader is not None and (s.leader.flush_due is None or due < s.leader.flush_due):
+        s.leader.flush_due = due
+    return False
 
 
 def send_append(s: State, peer: int, p: Progress, prev: LogId, entries: Sequence[Entry]) -> None:
@@ -107,6 +114,7 @@ def send_append(s: State, peer: int, p: Progress, prev: LogId, entries: Sequence
     p.inflight_bytes += size
     p.seq += 1
     p.owes_append = False
+    p.last_append = s.now
     p.commit_sent = max(p.commit_sent, min(s.commit, prev.index + len(entries)))
     if p.state is ProgressState.REPLICATE:
         p.next = prev.index + len(entries) + 1
