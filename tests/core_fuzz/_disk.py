@@ -1,4 +1,4 @@
-"""A simulated log store and snapshot store of one member: writes become durable in order, and a crash loses the rest."""
+"""A simulated log store and snapshot store: writes become durable in order, and a crash loses the rest."""
 
 from __future__ import annotations
 
@@ -131,6 +131,10 @@ class Disk:
         covered = self.snapshot is not None and self.snapshot.point.last.index >= index
         return covered or self.image.purged.index >= index or self.image.term_at(index) == term
 
+    def holds_log(self, position: LogId) -> bool:
+        """Return whether the log on disk goes through a position."""
+        return position.index < self.image.purged.index or self.image.term_at(position.index) == position.term
+
     def crash(self, random: Random) -> None:
         """Lose writes: any number of the newest ones, and of the next one any part of its end."""
         self.sync(random.randint(0, len(self.pending)))
@@ -144,10 +148,9 @@ class Disk:
         """Return what a member finds when it starts again."""
         image, snapshot = self.image, self.snapshot
         point = snapshot.point if snapshot else None
-        if point is not None and point.last.index >= image.purged.index:
-            if image.term_at(point.last.index) != point.last.term:
-                # The crash came between the snapshot's publication and the reset of the log (H-66, S-17).
-                image.write(LogWrite(reset=point.last))
+        if point is not None and not self.holds_log(point.last):
+            # The crash came between the snapshot's publication and the reset of the log (H-66, S-17).
+            image.write(LogWrite(reset=point.last))
         self.mirror = image.copy()
         base = point.last.index if point else 0
         whole = image.entries

@@ -12,6 +12,7 @@ from zlayer_consensus.raft import (
     Answer,
     Draft,
     Effects,
+    Entry,
     EntryKind,
     LogId,
     LogRead,
@@ -25,7 +26,7 @@ from zlayer_consensus.raft import (
 
 from ._checks import Checker, require
 from ._disk import Disk, Snapshot
-from ._transfer import Incoming, Outgoing
+from ._transfer import Chunk, Incoming, Outgoing
 
 if TYPE_CHECKING:
     from ._world import Rpc, World
@@ -78,7 +79,7 @@ class Member:
     # -- life
 
     def start(self) -> None:
-        """Start from what the disk holds; write the initial configuration, if this member is in it, until it is there."""
+        """Start from what the disk holds; an initial member without a log writes the initial configuration."""
         disk, world = self.disk, self.world
         start = disk.recover(self.random)
         self.checker.restarts(self.node_id, disk.image, disk.snapshot.point.last.index if disk.snapshot else 0)
@@ -150,7 +151,7 @@ class Member:
         wake = core.next_wake
         if wake is not None and wake < self.wake_at:
             self.wake_at = wake
-            world.later(self, max(0.0, wake - world.now), self._wake)
+            world.later(self, max(0.0, wake - world.now), lambda: self._wake(wake))
         self.incoming.settle()
 
     @property
@@ -177,10 +178,15 @@ class Member:
 
     _membership = Membership()
 
-    def _wake(self) -> None:
+    def _wake(self, at: float) -> None:
+        core = self.core
+        if at != self.wake_at or core is None:
+            return
         self.wake_at = float("inf")
-        assert self.core is not None
-        self.step(self.core.tick(self.world.now))
+        effects = core.tick(self.world.now)
+        wake = core.next_wake
+        require(wake is None or wake > self.world.now, "node", self.node_id, "wants to be woken for ever")
+        self.step(effects)
 
     # -- disk
 
@@ -227,17 +233,18 @@ class Member:
 
         self.world.later(self, self.world.disk_delay(self), complete)
 
-    def _read(self, request: LogRead) -> list[object] | None:
+    def _read(self, request: LogRead) -> list[Entry] | None:
         image = self.disk.image
         if request.first <= image.purged.index:
             return None
-        entries, size = [], 0
+        entries: list[Entry] = []
+        size = 0
         for entry in image.read(request.first, request.last):
             size += len(entry.raw)
             if entries and size > request.max_bytes:
                 break
             entries.append(entry)
-        return entries  # type: ignore[return-value]
+        return entries
 
     # -- network
 
@@ -248,6 +255,7 @@ class Member:
     def _answer(self, answer: Answer) -> None:
         require(answer.token in self.tokens, "node", self.node_id, "answers twice:", answer)
         rpc, _ = self.tokens.pop(answer.token)
+        assert not isinstance(rpc.message, Chunk)
         snapshot = self.disk.snapshot.point.last.index if self.disk.snapshot else 0
         self.checker.answers(self.node_id, rpc.sender.node_id, rpc.message, answer.message, self.disk.image, snapshot)
         self.world.reply(rpc, self, answer.message)

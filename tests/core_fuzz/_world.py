@@ -110,11 +110,9 @@ class World:
 
     def disk_delay(self, member: Member) -> float:
         """Draw the time that a disk takes."""
-        mean = (
-            self.knobs.disk_delay
-            if self.faults
-            else min(self.knobs.disk_delay, self.knobs.config.election_timeout_min / 100)
-        )
+        mean = self.knobs.disk_delay
+        if not self.faults:
+            mean = min(mean, self.knobs.config.election_timeout_min / 100)
         delay = self.random.expovariate(1 / mean) if mean else 0.0
         return max(delay, member.stalled_until - self.now) if self.faults else delay
 
