@@ -35,13 +35,14 @@ class Node:
         self.peer, self.client = free_ports(2)
         self.write(node_id)
 
-    def write(self, node_id: int, extra: str = "") -> None:
+    def write(self, node_id: int, extra: str = "", application: str = "kv", data_dir: str = "data") -> None:
         """Writes the configuration file."""
         (self.directory / "node.toml").write_text(
             f"""
 [node]
 id = {node_id}
-data_dir = "data"
+data_dir = "{data_dir}"
+application = "{application}"
 [listen]
 peer = "tcp:{self.peer}:interface=127.0.0.1"
 client = "tcp:{self.client}:interface=127.0.0.1"
@@ -51,10 +52,15 @@ members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.
             encoding="utf-8",
         )
 
-    def twistd(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Runs twistd to its end."""
+    def twistd(self, *arguments: str, largest_file: int | None = None) -> subprocess.CompletedProcess[str]:
+        """Runs twistd to its end; with ``largest_file``, the kernel refuses to let a file grow beyond it."""
+
+        command = [*TWISTD]
+        if largest_file is not None:
+            limits = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({largest_file}, {largest_file})); "
+            command[-1] = limits + command[-1]
         return subprocess.run(
-            [*TWISTD, *arguments],
+            [*command, *arguments],
             cwd=self.directory,
             env=child_environment(),
             capture_output=True,
@@ -245,3 +251,44 @@ class ProcessTests(SynchronousTestCase):
         node = self.node(7)
         with node.running():
             self.assertEqual(json.loads(node.get("/v1/status")[1])["id"], 7)
+
+    def test_disk_that_fails(self) -> None:
+        """What the disk refuses is no damage: with room again, the node starts on the same directory."""
+        node = self.node()
+        self.refused(node.twistd("-n", "zconsensus", "--config", "node.toml", largest_file=64 << 10), 6, "data")
+        with node.running():
+            self.assertEqual(node.get("/ready")[0], 200)
+
+    def test_data_directory_that_cannot_be_made(self) -> None:
+        node = self.node()
+        node.write(1, data_dir="/proc/none/data")
+        self.refused(node.run(), 6, "/proc/none/data")
+
+    def test_application_that_cannot_be_loaded(self) -> None:
+        node = self.node()
+        node.write(1, application="tests.no_such_module:Application")
+        self.refused(node.run(), 2, 'node.toml: node.application = "tests.no_such_module:Application"')
+
+    def test_own_application(self) -> None:
+        """It is named by its dotted path, and serves its own interface beside ours."""
+        node = self.node()
+        node.write(1, application="tests.daemon_application:Counter")
+        with node.running():
+            self.assertEqual(node.get("/app/add", "POST", b"3"), (200, b"3"))
+            self.assertEqual(node.get("/app/add", "POST", b"4"), (200, b"7"))
+            self.assertEqual(json.loads(node.get("/v1/status")[1])["id"], 1)
+            self.assertEqual(node.get("/v1/kv/key")[0], 404)
+        with node.running():
+            self.assertEqual(node.get("/app/add", "POST", b"0"), (200, b"7"))
+
+    def test_application_that_raises(self) -> None:
+        """An exception in apply ends the process, and again at every start: the entry is committed (H-81)."""
+        node = self.node()
+        node.write(1, application="tests.daemon_application:Counter")
+        with node.running() as process:
+            self.assertNotEqual(node.get("/app/add", "POST", b"13")[0], 200)
+            out, err = process.communicate(timeout=PATIENCE)
+            self.assertEqual(process.returncode, 7, out + err)
+            self.assertIn("unlucky", err)
+            self.assertEqual(err.count("\n"), 1, err)
+        self.assertEqual(node.run().returncode, 7)

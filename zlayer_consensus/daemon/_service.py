@@ -20,7 +20,7 @@ from twisted.logger import ILogObserver, Logger
 from twisted.python.components import Componentized
 from twisted.python.failure import Failure
 
-from ..errors import ConsensusError
+from ..errors import ConsensusError, StorageFailed
 from ._application import Application
 from ._assembly import build_node, client_root, initial_members, make_sites, peer_root
 from ._collector import calm_collector
@@ -118,8 +118,11 @@ class NodeService(Service):
         if self._binding_error is not None:
             raise self._binding_error
         config = self._config
-        # Others on this machine have no business in what the cluster stores.
-        os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
+        try:
+            # Others on this machine have no business in what the cluster stores.
+            os.makedirs(config.data_dir, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StorageFailed("making", config.data_dir, error.strerror or str(error)) from None
         node = self._node = build_node(config, self._application, self._reactor)
         _ = node.when_stopped().addBoth(self._node_stopped)
         # Peers may ask from now on: until the node runs, it answers by itself that it does not.
