@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+import unittest
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from zlayer_consensus.errors import ConversionError
+from zlayer_consensus.raft import NO_LOG, Entry, LogWrite, SnapshotPoint, Start
 from zlayer_consensus.storage import (
+    ApplyContext,
     FileLogStore,
     FileStateMachine,
     FunctionStateMachine,
     ILogStore,
     InlineExecutor,
+    ISnapshotReceiver,
     IStateMachine,
     IStateMachineStore,
+    IStateSink,
+    Manifest,
     MemLogStore,
     MemStateMachine,
 )
@@ -140,3 +152,156 @@ def remember(state: dict[Any, Any], command: Any, context: Any) -> int:
     state["seen"].add(repr(command))
     state[repr(command)] = context.index
     return len(state)
+
+
+def failing(contract: type, *bases: type, **members: Any) -> set[str]:
+    """Run a suite against something broken, and return the names of the tests that did not pass."""
+    case = type("Broken", (*bases, contract, SynchronousTestCase), members)
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    return {test.id().rpartition(".")[2] for test, _ in (*result.failures, *result.errors)}
+
+
+class SuitesFindTests(SynchronousTestCase):
+    """A suite that passes everything is worth nothing: each of these stores and machines is broken in one way."""
+
+    def log_store(self, broken: type[MemLogStore]) -> set[str]:
+        return failing(
+            LogStoreContract,
+            make_store=lambda case: broken(case.node_id),
+            reopen=lambda case, store: store.reopened(),
+            crash=lambda case, store: store.reopened(),
+        )
+
+    def test_log_that_forgets_at_a_restart(self) -> None:
+        class Broken(MemLogStore):
+            def reopened(self) -> MemLogStore:
+                return MemLogStore(self.identity.node_id)
+
+        self.assertTrue(
+            {"test_identity_stays", "test_vote", "test_acknowledged_writes_survive_a_crash"} <= self.log_store(Broken)
+        )
+
+    def test_log_that_does_not_truncate(self) -> None:
+        class Broken(MemLogStore):
+            def write(self, write: LogWrite) -> Deferred[None]:
+                return super().write(dataclasses.replace(write, truncate_after=None))
+
+        self.assertIn("test_truncate_without_appending", self.log_store(Broken))
+
+    def test_log_that_gives_an_empty_answer(self) -> None:
+        class Broken(MemLogStore):
+            def read(self, first: int, last: int, max_bytes: int) -> Deferred[list[Entry]]:
+                return succeed([]) if max_bytes == 1 else super().read(first, last, max_bytes)
+
+        self.assertIn("test_read_is_bounded_in_bytes", self.log_store(Broken))
+
+    def test_log_that_forgets_its_end_when_purged(self) -> None:
+        """What the original did: an empty log reported no last position."""
+
+        class Broken(MemLogStore):
+            def open(self) -> Deferred[Start]:
+                return super().open().addCallback(self.forget)
+
+            def forget(self, start: Start) -> Start:
+                return dataclasses.replace(start, last=NO_LOG) if not start.terms else start
+
+            def reopened(self) -> MemLogStore:
+                other = super().reopened()
+                other.__class__ = Broken
+                return other
+
+        self.assertIn("test_last_of_a_purged_log", self.log_store(Broken))
+
+    def state_machine_store(self, broken: type[MemStateMachine]) -> set[str]:
+        def reopen(case: Any, store: MemStateMachine) -> MemStateMachine:
+            other = store.reopened()
+            other.__class__ = broken
+            return other
+
+        return failing(StateMachineStoreContract, make_store=lambda case: broken({}, count), reopen=reopen)
+
+    def test_store_that_goes_back(self) -> None:
+        class Broken(MemStateMachine):
+            def _check_newer(self, point: SnapshotPoint) -> None:
+                pass
+
+        self.assertIn("test_older_is_refused", self.state_machine_store(Broken))
+
+    def test_store_that_keeps_no_built_snapshot(self) -> None:
+        """What the original did: only an installed snapshot was ever found again."""
+
+        class Broken(MemStateMachine):
+            def newest(self) -> Manifest | None:
+                manifest = super().newest()
+                return manifest if manifest is not None and manifest.installed else None
+
+        self.assertIn("test_publish", self.state_machine_store(Broken))
+
+    def test_store_that_does_not_resume(self) -> None:
+        class Broken(MemStateMachine):
+            def receiver(self, manifest: Manifest) -> ISnapshotReceiver:
+                self._receiver = None
+                return super().receiver(manifest)
+
+        self.assertIn("test_receiver_resumes", self.state_machine_store(Broken))
+
+    def machine(self, broken: type[FunctionStateMachine]) -> set[str]:
+        return failing(
+            FunctionStateMachineContract, make_machine=lambda case: broken({"log": [], "seen": set()}, remember)
+        )
+
+    def test_machine_whose_snapshot_is_taken_late(self) -> None:
+        class Broken(FunctionStateMachine):
+            def snapshot(self) -> Iterator[bytes]:
+                yield from super().snapshot()
+
+        self.assertEqual(self.machine(Broken), {"test_snapshot_is_of_its_moment"})
+
+    def test_machine_that_restores_early(self) -> None:
+        class Broken(FunctionStateMachine):
+            def restore(self) -> IStateSink:
+                self.state = {"log": [], "seen": set()}
+                return super().restore()
+
+        self.assertEqual(
+            self.machine(Broken), {"test_unfinished_restore_changes_nothing", "test_failed_restore_changes_nothing"}
+        )
+
+    def test_machine_that_takes_damage_for_an_empty_state(self) -> None:
+        """What the original did."""
+
+        class Broken(FunctionStateMachine):
+            def _replace(self, data: bytes) -> None:
+                try:
+                    super()._replace(data)
+                except ConversionError:
+                    self.state = {"log": [], "seen": set()}
+
+        self.assertEqual(self.machine(Broken), {"test_failed_restore_changes_nothing"})
+
+    def test_machine_with_randomness(self) -> None:
+        class Broken(FunctionStateMachine):
+            def apply(self, command: Any, context: ApplyContext) -> Any:
+                return super().apply(command, context), id(self)
+
+        self.assertIn("test_replay_is_deterministic", self.machine(Broken))
+
+    def test_store_that_does_not_complete_at_once(self) -> None:
+        """In a case without a reactor the suite says what to do, and does not pass."""
+
+        class Broken(MemLogStore):
+            def open(self) -> Deferred[Start]:
+                return Deferred()
+
+        self.assertIn("test_new_store_is_empty", self.log_store(Broken))
+
+
+class DocumentationTests(SynchronousTestCase):
+    def test_mapping_names_tests_that_exist(self) -> None:
+        """Where a reader is sent from openraft's suite, there is something."""
+        text = (Path(__file__).parent.parent / "docs" / "store-contracts.rst").read_text(encoding="utf-8")
+        named = set(re.findall(r"``(?:[A-Za-z]+\.)?(test_[a-z_]+)``", text))
+        there = {*dir(LogStoreContract), *dir(StateMachineStoreContract), *dir(StateMachineContract)}
+        self.assertGreater(len(named), 20)
+        self.assertEqual(named - there, set())

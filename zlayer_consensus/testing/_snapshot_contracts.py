@@ -14,6 +14,8 @@ from ._contracts import Base, contract_test, membership, refused
 
 __all__ = ["StateMachineStoreContract"]
 
+_MANY = 100
+"""More chunks and messages than any test here has; a broken store must not hang the suite."""
 _CHUNKS = (b"sessions", b"", b"\0" * 3000, b"x", bytes(range(256)) * 4096, b"\xff")
 
 
@@ -32,23 +34,30 @@ async def save(store: IStateMachineStore, at: SnapshotPoint, chunks: Iterable[by
 
 async def load(reader: ISnapshotReader) -> list[bytes]:
     """Read every chunk of a snapshot."""
-    chunks = []
+    chunks: list[bytes] = []
     while (chunk := await reader.next_chunk()) is not None:
         chunks.append(chunk)
+        if len(chunks) > _MANY:
+            raise AssertionError("the snapshot has no end")
     return chunks
 
 
 async def raw_parts(store: IStateMachineStore, step: int = 100_003) -> list[bytes]:
     """Read the parts of the newest snapshot as a transfer does."""
     reader = store.reader()
-    parts = []
-    for part in range(len(reader.manifest.parts)):
-        data = b""
-        while piece := await reader.read(part, len(data), step):
-            data += piece
-        parts.append(data)
+    parts = [await raw_part(reader, part, step) for part in range(len(reader.manifest.parts))]
     reader.close()
     return parts
+
+
+async def raw_part(reader: ISnapshotReader, part: int, step: int) -> bytes:
+    """Read one part to its end."""
+    data = b""
+    while piece := await reader.read(part, len(data), step):
+        data += piece
+        if len(data) > reader.manifest.size:
+            raise AssertionError(f"part {part} has no end")
+    return data
 
 
 class StateMachineStoreContract(Base):
@@ -229,9 +238,7 @@ class StateMachineStoreContract(Base):
             await save(store, point(index), [b"newer"])
         self.assertEqual(await load(reader), list(_CHUNKS[1:]))
         size, digest = reader.manifest.parts[0]
-        data = b""
-        while piece := await reader.read(0, len(data), size):
-            data += piece
+        data = await raw_part(reader, 0, size)
         self.assertEqual(hashlib.sha256(data).digest(), digest)
         reader.close()
         reader.close()
@@ -253,7 +260,9 @@ class StateMachineStoreContract(Base):
         newest = source.newest()
         assert newest is not None
         receiver = target.receiver(newest)
-        while not receiver.complete:
+        for _ in range(_MANY):
+            if receiver.complete:
+                break
             part, offset = receiver.position
             await receiver.write(part, offset, parts[part][offset : offset + step])
         return await receiver.publish()
