@@ -7,6 +7,7 @@ call. What is overridden here avoids that, through public names only.
 from __future__ import annotations
 
 from typing import Any, cast
+from weakref import WeakSet
 
 from hyperlink import DecodedURL, EncodedURL
 from treq.client import HTTPClient
@@ -14,13 +15,13 @@ from treq.cookies import IndexableCookieJar
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.endpoints import HostnameEndpoint, TCP4ClientEndpoint, TCP6ClientEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IConsumer, IStreamClientEndpoint
-from twisted.web.client import URI, Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool
+from twisted.internet.interfaces import IConsumer, IProtocol, IProtocolFactory, IStreamClientEndpoint
+from twisted.web.client import URI, BrowserLikePolicyForHTTPS, HTTPConnectionPool
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IAgentEndpointFactory, IBodyProducer, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
-__all__ = ["NO_COOKIES", "BytesProducer", "FixedUrl", "base_url", "make_agent", "make_client", "make_pool"]
+__all__ = ["NO_COOKIES", "BytesProducer", "Endpoints", "FixedUrl", "base_url", "make_client", "make_pool"]
 
 
 class FixedUrl(EncodedURL):
@@ -31,7 +32,11 @@ class FixedUrl(EncodedURL):
     @classmethod
     def of(cls, url: DecodedURL) -> FixedUrl:
         """Return ``url``, fixed."""
-        text = url.encoded_url.to_uri().to_text()
+        if isIPv6Address(url.host):
+            # hyperlink takes it for a name, and refuses it: the rest is encoded without it.
+            text = url.replace(host="host").encoded_url.to_uri().replace(host=url.host).to_text()
+        else:
+            text = url.encoded_url.to_uri().to_text()
         fixed = cast(FixedUrl, cls.from_text(text))
         fixed._fixed_text = text
         return fixed
@@ -53,7 +58,7 @@ def base_url(address: str) -> DecodedURL:
     url = DecodedURL.from_text(address if "://" in address else f"http://{address}")
     if "://" not in address and not address.rpartition(":")[2].isdecimal():
         raise ValueError("an address without a scheme must be host:port")
-    if url.scheme not in ("http", "https") or not url.host or not url.port:
+    if url.scheme not in ("http", "https") or not url.host or not 0 < (url.port or 0) < 1 << 16:
         raise ValueError("an address must be host:port, or an http or https URL")
     if url.encoded_url.userinfo or url.query or url.fragment:
         raise ValueError("an address has no user, query or fragment")
@@ -127,11 +132,32 @@ def _without_encoding(response: IResponse) -> IResponse:
     return response
 
 
+@implementer(IStreamClientEndpoint)
+class _Tracked:
+    """An endpoint whose connections are remembered as long as they live."""
+
+    def __init__(self, endpoint: IStreamClientEndpoint, live: WeakSet[Any]) -> None:
+        self._endpoint = endpoint
+        self._live = live
+
+    def connect(self, factory: IProtocolFactory) -> Deferred[IProtocol]:
+        """Connect."""
+        return self._endpoint.connect(factory).addCallback(self._remember)
+
+    def _remember(self, protocol: IProtocol) -> IProtocol:
+        self._live.add(protocol)
+        return protocol
+
+
 @implementer(IAgentEndpointFactory)
-class _Endpoints:
-    """Makes each endpoint once. An address that is an IP address asks no resolver."""
+class Endpoints:
+    """Makes each endpoint once, and knows all connections. An address that is an IP address asks no resolver.
+
+    :param connect_timeout: seconds.
+    """
 
     def __init__(self, reactor: Any, connect_timeout: float, tls_policy: IPolicyForHTTPS | None) -> None:
+        self._live: WeakSet[Any] = WeakSet()
         self._reactor = reactor
         self._connect_timeout = connect_timeout
         self._tls_policy = tls_policy
@@ -141,8 +167,14 @@ class _Endpoints:
         """Return the endpoint of a URI."""
         key = (uri.scheme, uri.host, uri.port)
         if key not in self._made:
-            self._made[key] = self._make(*key)
+            self._made[key] = _Tracked(self._make(*key), self._live)
         return self._made[key]
+
+    def abort(self) -> None:
+        """Cut all connections off, also those that are closing but have not sent all that was written to them."""
+        for protocol in list(self._live):
+            if protocol.transport is not None:
+                protocol.transport.abortConnection()
 
     def _make(self, scheme: bytes, host: bytes, port: int) -> IStreamClientEndpoint:
         name, timeout = host.decode("ascii"), self._connect_timeout
@@ -170,15 +202,6 @@ def make_pool(reactor: Any, idle_connections: int, idle_timeout: float) -> HTTPC
     pool.cachedConnectionTimeout = idle_timeout  # type: ignore[assignment]  # callLater takes fractions
     pool.retryAutomatically = False
     return pool
-
-
-def make_agent(
-    reactor: Any, pool: HTTPConnectionPool, connect_timeout: float, tls_policy: IPolicyForHTTPS | None
-) -> IAgent:
-    """Return an agent over ``pool``."""
-    endpoints = _Endpoints(reactor, connect_timeout, tls_policy)
-    agent: IAgent = Agent.usingEndpointFactory(reactor, endpoints, pool)
-    return agent
 
 
 def make_client(agent: IAgent) -> HTTPClient:

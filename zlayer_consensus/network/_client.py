@@ -11,13 +11,13 @@ from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
-from twisted.web.client import HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http_headers import Headers
 from twisted.web.iweb import IAgent, IPolicyForHTTPS, IResponse
 from zope.interface import implementer
 
 from ..errors import InvalidMessage, PeerUnreachable
-from ._agents import NO_COOKIES, BytesProducer, FixedUrl, base_url, make_agent, make_client, make_pool
+from ._agents import NO_COOKIES, BytesProducer, Endpoints, FixedUrl, base_url, make_client, make_pool
 from ._codec import PROTOCOL_VERSION, UNDERSTOOD, decode_reply, encode_request
 from ._errors import MAX_ERROR_BYTES, decode_error
 from ._headers import CBOR, PROTOCOL_HEADER, identity_headers, parse_versions
@@ -96,12 +96,13 @@ class HttpNetwork:
         self._last_rpc = 0
         self._stopped = False
         self._stop_waiters: list[Deferred[None]] | None = None
+        self._endpoints = Endpoints(reactor, connect_timeout, tls_policy)
         for lane, idle_connections in _LANES.items():
             if agent_factory is not None:
                 agent = agent_factory(lane)
             else:
                 pool = self._pools[lane] = make_pool(reactor, idle_connections, idle_timeout)
-                agent = make_agent(reactor, pool, connect_timeout, tls_policy)
+                agent = Agent.usingEndpointFactory(reactor, self._endpoints, pool)
             self._clients[lane] = make_client(agent)
 
     def call(self, address: str, envelope: Envelope, request: RpcRequest, timeout: float) -> Deferred[RpcReply]:
@@ -142,7 +143,8 @@ class HttpNetwork:
         return done
 
     async def _close(self) -> None:
-        # Connections that were cut off by abandoned calls are gone one turn of the reactor later.
+        self._endpoints.abort()
+        # Connections that were cut off are gone one turn of the reactor later.
         await deferLater(self._reactor, 0)
         for pool in self._pools.values():
             await pool.closeCachedConnections()
