@@ -147,7 +147,7 @@ class SnapshotDirectory:
             self._remove_tree(tmp)
 
     def remove(self, position: LogId) -> None:
-        """Remove a published snapshot; in a crash it is there as a whole, or a leftover. Can be repeated if it fails."""
+        """Remove a published snapshot; in a crash it is there as a whole, or a leftover. If it fails, do it again."""
         directory = self.path_of(position)
         gone = f"{directory}.old{_TMP}"
         if self.files.exists(directory):
