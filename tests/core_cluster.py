@@ -8,7 +8,8 @@ step the cluster checks what must always hold (``core_checks``).
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -151,6 +152,11 @@ class Node:
         if done:
             self.input("persisted", done.seq, done.last)
 
+    def read(self) -> None:
+        """Read the oldest entries that the core asked for."""
+        request = self.log_reads.pop(0)
+        self.input("log_read", request, self.disk.serve(request))
+
     # -- looking
 
     @property
@@ -240,7 +246,7 @@ class Cluster(Checks):
         self,
         size: int,
         *,
-        logs: dict[int, Sequence[int]] | None = None,
+        logs: Mapping[int, Sequence[int]] | None = None,
         terms: dict[int, int] | None = None,
         **settings: Any,
     ) -> None:
@@ -248,6 +254,7 @@ class Cluster(Checks):
         self.config = ConsensusConfig(**settings)
         self.now = 100.0
         self.wire: list[Envelope] = []
+        self.delivered: Counter[type] = Counter()
         self.transfers: list[Transfer] = []
         self.hold_transfers = False
         self.cut_links: set[tuple[int, int]] = set()
@@ -306,6 +313,7 @@ class Cluster(Checks):
                 self.lose(envelope, after=0.0)
             elif envelope.answers is None:
                 self._tokens += 1
+                self.delivered[type(envelope.message)] += 1
                 target.waiting[self._tokens] = envelope
                 target.input("request", self._tokens, envelope.source, envelope.message)
             elif envelope.epoch == target.epoch:
@@ -356,6 +364,14 @@ class Cluster(Checks):
                 self._lost.remove(item)
                 self[source].input("send_failed", target, item[1].message)
 
+    def sync(self) -> None:
+        """Make all writes of nodes whose disk is not held durable, read what is to be read, and deliver nothing."""
+        for node in self.nodes.values():
+            while node.up and node.log_reads:
+                node.read()
+            if node.up and not node.hold_disk:
+                node.sync()
+
     def settle(self) -> None:
         """Deliver, write, read and transfer until nothing is left to do; no time passes."""
         for _ in range(100_000):
@@ -375,8 +391,7 @@ class Cluster(Checks):
                 node.sync()
                 return True
             if node.up and node.log_reads:
-                request = node.log_reads.pop(0)
-                node.input("log_read", request, node.disk.serve(request))
+                node.read()
                 return True
         if self.wire:
             self.deliver(self.wire[0])

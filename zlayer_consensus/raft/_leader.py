@@ -187,8 +187,9 @@ def on_log_read(s: State, request: LogRead, entries: Sequence[Entry] | None) -> 
     p.reading = False
     prev = s.log.id_at(request.first - 1)
     if entries and prev is not None and p.next == request.first and not p.paused:
-        if s.log.term_at(entries[-1].index) != entries[-1].term or entries[0].index != request.first:
-            raise s.broken(f"the store's entry {entries[-1].index} is not the one in the log")
+        last = request.first + len(entries) - 1
+        if (entries[0].index, entries[-1].index) != (request.first, last) or s.log.term_at(last) != entries[-1].term:
+            raise s.broken(f"the store's entries {request.first} to {last} are not those in the log")
         send_append(s, request.peer, p, prev, entries)
     elif entries is None and prev is not None:
         # The store purged further than this log view knows; a snapshot covers it.
