@@ -92,6 +92,7 @@ class FileLogStore:
             tail_bytes,
         )
         self._opened = False
+        self._recovered = False
         self._failure: BaseException | None = None
         self._pending: list[_Item] = []
         self._durable: deque[Deferred[None]] = deque()
@@ -115,9 +116,10 @@ class FileLogStore:
         self._opened = True
         if self._reactor is not None:
             self._started_at = self._reactor.seconds()
-        return self._run(self._writer.open).addCallback(self._recovered)
+        return self._run(self._writer.open).addCallback(self._found)
 
-    def _recovered(self, result: tuple[Identity, Start]) -> Start:
+    def _found(self, result: tuple[Identity, Start]) -> Start:
+        self._recovered = True
         self.identity, start = result
         self._purged = start.purged.index
         self._warn()
@@ -200,7 +202,8 @@ class FileLogStore:
         if self._failure is not None or error is None:
             return
         self._failure = error
-        self.log.critical("the log in {directory} failed: {error}", directory=self._directory, error=error)
+        if self._recovered:
+            self.log.critical("the log in {directory} failed: {error}", directory=self._directory, error=error)
         pending, self._pending = self._pending, []
         for _, done in pending:
             done.errback(error)

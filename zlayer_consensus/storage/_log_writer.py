@@ -314,10 +314,11 @@ class LogWriter:
 
     @property
     def _wants_spare(self) -> bool:
-        """Whether the active segment is half full, and the next one's file is not ready."""
+        """Whether the next segment's file, begun when this one is half full, is behind: both get ready together."""
         active = self._index.active
+        past_half = active.end * 2 - active.header.size
         filled = self._spare[1] if self._spare is not None else 0
-        return active.end * 2 > active.header.size and filled < self._segment_bytes and not self._spare_refused
+        return past_half > 0 and filled < min(past_half + _SPARE_STEP, self._segment_bytes) and not self._spare_refused
 
     def _extend_spare(self) -> None:
         """Do a part of the preparation of the next segment, so that no write waits for all of it."""

@@ -33,8 +33,10 @@ class _Content:
         self.cached = bytearray()
         self.durable = bytearray()
         self.dirty: dict[int, None] = {}
+        self._shared = False
 
     def write(self, offset: int, data: bytes) -> None:
+        self.own()
         end = offset + len(data)
         if end > len(self.cached):
             self.cached.extend(bytes(end - len(self.cached)))
@@ -44,8 +46,14 @@ class _Content:
             self.dirty[sector] = None
 
     def sync(self) -> None:
+        self.own()
         self._persist(self.dirty, len(self.cached))
         self.dirty.clear()
+
+    def own(self) -> None:
+        """Before a change: part with the bytes that a copy has too."""
+        if self._shared:
+            self.cached, self.durable, self._shared = self.cached[:], self.durable[:], False
 
     def _persist(self, sectors: Iterable[int], size: int) -> None:
         # A size that is durable while a sector in it is not leaves zeros there.
@@ -56,7 +64,8 @@ class _Content:
 
     def copy(self) -> _Content:
         other = _Content()
-        other.cached, other.durable, other.dirty = self.cached[:], self.durable[:], dict(self.dirty)
+        other.cached, other.durable, other.dirty = self.cached, self.durable, dict(self.dirty)
+        other._shared = self._shared = True
         return other
 
     def after_crash(self, keep: Keep) -> _Content:
@@ -66,10 +75,12 @@ class _Content:
             size = max(size, min(len(self.cached), (max(kept) + 1) * SECTOR))
         if keep == "all" or (isinstance(keep, random.Random) and keep.random() < 0.5):
             size = max(size, len(self.cached))
-        other = _Content()
-        other.cached, other.durable = self.cached, self.durable[:]
-        other._persist(kept, size)
-        other.cached = other.durable[:]
+        other = self.copy()
+        if kept or size > len(self.durable):
+            other.own()
+            other._persist(kept, size)
+        other.cached, other.dirty = other.durable, {}
+        other._shared = True
         return other
 
 
@@ -253,12 +264,14 @@ class SimulatedFileSystem:
     def corrupt(self, path: str, offset: int, data: bytes) -> None:
         """Overwrite bytes behind everybody's back, durably: what a failing disk does."""
         content = self._file("corrupt", path)
+        content.own()
         for version in (content.cached, content.durable):
             version[offset : offset + len(data)] = data
 
     def truncate(self, path: str, size: int) -> None:
         """Cut a file short, durably: what a bad copy does."""
         content = self._file("truncate", path)
+        content.own()
         del content.cached[size:]
         del content.durable[size:]
 

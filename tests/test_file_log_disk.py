@@ -1,0 +1,234 @@
+"""
+The file log store on disks that fail, are full or slow, and how it prepares its files.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+from twisted.internet.task import Clock
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.trial.unittest import SynchronousTestCase
+
+from tests.log_store_kit import (
+    DIRECTORY,
+    SMALL,
+    WAL,
+    HeldExecutor,
+    append,
+    entries,
+    opened,
+    result,
+    store,
+)
+from zlayer_consensus.errors import (
+    StorageFailed,
+    StorageFull,
+)
+from zlayer_consensus.raft import HardState, LogWrite
+from zlayer_consensus.storage import FileLogStore
+from zlayer_consensus.testing import SimulatedFileSystem
+
+
+def writes(disk: SimulatedFileSystem) -> list[tuple[str, str]]:
+    """Lists what was done to files since the list of operations was cleared."""
+    return [(operation, path.rpartition("/")[2]) for operation, path in disk.operations]
+
+
+class FailingDiskTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.disk = SimulatedFileSystem()
+        self.executor = HeldExecutor()
+        self.log = store(self.disk, executor=self.executor)
+        start = self.log.open()
+        self.executor.release_all()
+        result(start)
+        done = self.log.write(LogWrite(entries=entries(1, 3), hard_state=HardState(1, 1, 0)))
+        self.executor.release_all()
+        result(done)
+        self.disk.operations.clear()
+
+    def fail_two_groups(self, operation: str) -> None:
+        self.disk.fail(operation)
+        writing = [self.log.write(LogWrite(entries=entries(index, index))) for index in (4, 5)]
+        self.executor.release_all()
+        errors = [self.assertRaises(StorageFailed, result, done) for done in writing]
+        later = self.assertRaises(StorageFailed, result, self.log.write(LogWrite(entries=entries(4, 4))))
+        self.assertEqual({operation}, {error.operation for error in [*errors, later]})
+        self.assertRaises(StorageFailed, result, self.log.read(1, 1, 1))
+
+    def test_a_failed_sync_is_final(self) -> None:
+        """S-12: nothing is retried, written or truncated after it; all that waits and all that comes fails."""
+        self.fail_two_groups("sync")
+        self.assertEqual(["write", "sync"], [operation for operation, _ in self.disk.operations])
+        closed = self.log.close()
+        self.executor.release_all()
+        result(closed)
+        self.assertEqual(["write", "sync"], [operation for operation, _ in self.disk.operations])
+
+    def test_a_failed_write_is_final(self) -> None:
+        """S-12."""
+        self.fail_two_groups("write")
+        self.assertEqual(["write"], [operation for operation, _ in self.disk.operations])
+
+    def test_what_a_failed_sync_left_behind_is_written_again_when_it_counts(self) -> None:
+        """Hazards §3.1: the page cache shows it, and a new sync would not bring it to the disk."""
+        self.fail_two_groups("sync")
+        killed = self.disk.crash(process_only=True)
+        _, start = opened(killed)
+        self.assertEqual(4, start.last.index)
+        self.assertEqual(4, opened(killed.crash("none"))[1].last.index)
+
+    def test_a_failed_rotation_is_final(self) -> None:
+        """S-12: the rename or the directory's sync of a new segment."""
+        for operation in ("rename", "sync_dir", "create"):
+            disk = SimulatedFileSystem()
+            log, _ = opened(disk)
+            append(log, 1, 30)
+            disk.fail(operation)
+            index = 31
+            with self.assertRaises(StorageFailed):
+                while index < 400:
+                    append(log, index, index + 9)
+                    index += 10
+            _, start = opened(disk.crash("none"))
+            self.assertEqual(index - 1, start.last.index)
+
+
+class FullDiskTests(SynchronousTestCase):
+    def fill(self, disk: SimulatedFileSystem, log: FileLogStore) -> int:
+        """Appends until the disk is full; returns the last index that was acknowledged."""
+        last = 0
+        with self.assertRaises(StorageFull):
+            while last < 10_000:
+                append(log, last + 1, last + 10)
+                last += 10
+        return last
+
+    def test_a_full_disk_fails_the_store_and_loses_nothing(self) -> None:
+        """S-10, S-11: the entry is not acknowledged, and the log opens again."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk)
+        disk.capacity = disk.used() + 3 * SMALL + 100
+        last = self.fill(disk, log)
+        self.assertRaises(StorageFull, result, log.write(LogWrite(hard_state=HardState(9, 1, 0))))
+        self.assertGreater(last, 30)
+        self.assertEqual(last, opened(disk.crash("none"))[1].last.index)
+
+    def test_the_reserve_keeps_room_for_term_and_vote(self) -> None:
+        """S-10: on a full disk, term and vote still become durable, many times."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk)
+        self.assertEqual(1 << 20, disk.size(f"{DIRECTORY}/reserve"))
+        append(log, 1, 50)
+        disk.capacity = disk.used()
+        for term in range(2, 1000):
+            result(log.write(LogWrite(hard_state=HardState(term, term % 3, 0))))
+        self.assertFalse(disk.exists(f"{DIRECTORY}/reserve"))
+        _, start = opened(disk.crash("none"))
+        self.assertEqual((HardState(999, 0, 0), 50), (start.hard_state, start.last.index))
+
+    def test_the_reserve_is_made_again(self) -> None:
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk)
+        result(log.close())
+        disk.remove(f"{DIRECTORY}/reserve")
+        disk.capacity = disk.used() + 1000
+        log, _ = opened(disk)
+        self.assertFalse(disk.exists(f"{DIRECTORY}/reserve"))
+        result(log.close())
+        disk.capacity = None
+        opened(disk)
+        self.assertEqual(1 << 20, disk.size(f"{DIRECTORY}/reserve"))
+
+
+class IdleTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.disk = SimulatedFileSystem()
+        self.clock = Clock()
+        self.log, _ = opened(self.disk, reactor=self.clock, idle_seconds=0.1)
+        self.disk.operations.clear()
+
+    def test_an_empty_record_follows_when_the_log_is_idle(self) -> None:
+        """Design, "Stores": it closes the window in which the last record could be taken for a torn one."""
+        append(self.log, 1, 5)
+        self.disk.operations.clear()
+        self.clock.advance(0.2)
+        self.assertEqual(["write", "sync"], [operation for operation, _ in self.disk.operations])
+        self.clock.advance(10)
+        self.assertEqual(2, len(self.disk.operations))
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_a_busy_log_is_not_idle(self) -> None:
+        for index in range(1, 20):
+            append(self.log, index, index)
+            self.clock.advance(0.09)
+        self.assertEqual(19, self.disk.operations.count(("sync", f"{WAL}/{self.disk.list(WAL)[0]}")))
+
+    def test_a_clean_stop_writes_it_too(self) -> None:
+        append(self.log, 1, 5)
+        self.disk.operations.clear()
+        result(self.log.close())
+        self.assertEqual(["write", "sync"], [operation for operation, _ in self.disk.operations][:2])
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_an_opening_leaves_a_closed_log_alone(self) -> None:
+        """Opening and stopping a log again and again does not fill it."""
+        append(self.log, 1, 5)
+        result(self.log.close())
+        log, _ = opened(self.disk)
+        self.disk.operations.clear()
+        result(log.close())
+        self.assertEqual([], self.disk.operations)
+
+    def test_a_slow_disk_is_reported(self) -> None:
+        """S-21: a write that took longer than a second."""
+        executor = HeldExecutor()
+        log = store(self.disk.crash("all"), executor=executor, reactor=self.clock)
+        start = log.open()
+        executor.release_all()
+        result(start)
+        done = log.write(LogWrite(entries=entries(1, 1)))
+        self.clock.advance(2)
+        events: list[LogEvent] = []
+        observer = cast(ILogObserver, events.append)
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        executor.release()
+        result(done)
+        self.assertEqual([2.0], [event["seconds"] for event in events if "seconds" in event])
+
+
+class SegmentTests(SynchronousTestCase):
+    def test_sealed_segments_are_opened_by_header_and_seal_alone(self) -> None:
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, segment_bytes=64 << 10)
+        for first in range(1, 2000, 20):
+            append(log, first, first + 19)
+        result(log.close())
+        names = [name for name in disk.list(WAL) if name.endswith(".seg")]
+        self.assertGreater(len(names), 5)
+        disk.operations.clear()
+        _, start = opened(disk, segment_bytes=64 << 10)
+        self.assertEqual(2000, start.last.index)
+        for name in names[:-1]:
+            self.assertLessEqual(disk.operations.count(("read", f"{WAL}/{name}")), 3)
+
+    def test_the_next_segment_is_prepared_before_it_is_needed(self) -> None:
+        """S-11: a rotation in the middle of a write zeroes no file."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk)
+        index = 0
+        while len(disk.list(WAL)) < 2:
+            index += 1
+            append(log, index, index)
+        self.assertTrue(disk.list(WAL)[1].endswith(".tmp") or disk.list(WAL)[0].endswith(".tmp"))
+        self.assertEqual(index, opened(disk.crash("none"))[1].last.index)
+
+    def test_files_have_their_full_size_from_the_start(self) -> None:
+        """The size of a file never changes while records are written, so that syncing data is enough."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk)
+        append(log, 1, 3)
+        for name in disk.list(WAL):
+            self.assertEqual(SMALL, disk.size(f"{WAL}/{name}"))
