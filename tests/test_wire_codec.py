@@ -6,6 +6,7 @@ import dataclasses
 import struct
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import cbor2
@@ -41,6 +42,7 @@ from zlayer_consensus.network import (
 )
 from zlayer_consensus.network._codec import decode_reply, decode_request, encode_reply, encode_request
 from zlayer_consensus.network._errors import decode_error, encode_error, error_body
+from zlayer_consensus.network._headers import identity_headers
 from zlayer_consensus.network._schema import ENDPOINTS
 from zlayer_consensus.raft import (
     MAX_INDEX,
@@ -542,3 +544,36 @@ class ErrorTests(SynchronousTestCase):
             self.assertNotIsInstance(decode_error(412, body, "peer:1", ENVELOPE), ClusterMismatch)
         _, body = encode_error(NodeStopped())
         self.assertNotIsInstance(decode_error(500, body, "peer:1", ENVELOPE), NodeStopped)
+
+
+class DocumentationTests(SynchronousTestCase):
+    """The page on the wire protocol describes what is here, not what was."""
+
+    def setUp(self) -> None:
+        self.page = (Path(__file__).resolve().parent.parent / "docs" / "wire-protocol.rst").read_text(encoding="utf-8")
+
+    def test_every_message_is_described(self) -> None:
+        for endpoint in ENDPOINTS.values():
+            self.assertIn(f"``POST /raft/{endpoint.name}``\n~~~", self.page)
+            row = f"""   * - ``/raft/{endpoint.name}``
+     - {endpoint.lane}
+     - {endpoint.request_limit:,} bytes
+     - {endpoint.reply_limit:,} bytes
+"""
+            self.assertIn(row.replace(",", " "), self.page)
+            for schema in (endpoint.request, endpoint.reply):
+                rows = "".join(f"   * - ``{name}``\n     - {field.form}\n" for name, field in schema.fields)
+                head = "   :header-rows: 1\n   :widths: 20 80\n\n   * - Field\n     - Must be\n"
+                self.assertIn(f"``{schema.name}``\n\n.. list-table::\n{head}{rows}", self.page)
+
+    def test_example(self) -> None:
+        node_1, node_2 = bytes.fromhex("00112233445566778899aabbccddeeff"), bytes(range(0xFF, -1, -0x11))
+        envelope = Envelope(bytes.fromhex("6a1f0c7e53d84b0e9b1d2f60c4a89e11"), 1, node_1, 2, node_2)
+        for _, body in (
+            encode_request(envelope, HeartbeatRequest(3, 17, 42), 7),
+            encode_reply(envelope, HeartbeatReply(3, 42, 17, 16), 7),
+        ):
+            self.assertIn(body.hex(), self.page.replace("\n   ", ""))
+            self.assertIn(f" {len(body)}", self.page)
+        for name, value in identity_headers(envelope):
+            self.assertIn(f"   {name.decode()}: {value.decode()}\n", self.page)
