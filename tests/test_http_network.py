@@ -294,9 +294,12 @@ class Peer(Factory):
 
     noisy = False
 
-    def __init__(self, answer: bytes | Callable[[bytes], bytes], close: bool = False) -> None:
+    def __init__(self, answer: bytes | Callable[[bytes], bytes], close: bool = False, at_head: bool = False) -> None:
         self.answer = answer
         self.close = close
+        self.at_head = at_head
+        self.received = 0
+        self.resume: Callable[[], None] = lambda: None
         self.requests: list[bytes] = []
         self.connections = 0
         self.asked: Deferred[None] = Deferred()
@@ -317,9 +320,18 @@ class PeerProtocol(Protocol):
         self.peer.connections += 1
 
     def dataReceived(self, data: bytes) -> None:
+        self.peer.received += len(data)
         self.data += data
         head, found, body = self.data.partition(b"\r\n\r\n")
         if not found:
+            return
+        if self.peer.at_head:
+            # Answers before it has the body, and reads no more of it.
+            self.peer.at_head = False
+            transport = cast(Any, self.transport)
+            transport.write(self.peer.answer)
+            transport.pauseProducing()
+            self.peer.resume = transport.resumeProducing
             return
         [length] = [int(line[15:]) for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
         if len(body) < length:
@@ -470,6 +482,17 @@ class StopTests(LoopbackCase):
         self.node.held.pop().callback(GRANTED)
         while self.site.used or self.site.fresh:
             await deferLater(self.reactor, 0.001)
+
+    async def test_stop_leaves_no_connection_with_unsent_data(self) -> None:
+        """A peer that refused a large body, and does not read it either, holds nothing up."""
+        peer = Peer(answer(b"", b"413 No", b"Connection: close"), at_head=True)
+        entry = Entry.make(1, 5, 1, b"x" * (16 << 20))
+        call = self.call(AppendRequest(5, 1, 0, NO_LOG, (entry,), 0), self.listen(peer))
+        await self.failing(call, InvalidMessage)
+        await self.network.stop()
+        peer.resume()
+        await peer.lost
+        self.assertLess(peer.received, 16 << 20)
 
     async def test_stop_before_anything_was_sent(self) -> None:
         network = HttpNetwork(self.reactor)
