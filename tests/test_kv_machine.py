@@ -328,6 +328,19 @@ class CodecTests(SynchronousTestCase):
         ):
             self.assertEqual(decode(encode(command)), command)
 
+    def test_keys_and_values_are_bytes(self) -> None:
+        text: Any = "text"
+        mutable: Any = bytearray(b"k")
+        wrong: tuple[Any, ...] = (
+            Put(text, b""),
+            Put(b"k", text),
+            Put(b"k", mutable),
+            Delete(mutable),
+            Range(b"k", text),
+        )
+        for command in (*wrong, Txn((), (wrong[0],))):
+            self.assertRaises(TypeError, encode, command)
+
     def test_small_commands_are_small(self) -> None:
         self.assertLessEqual(len(encode(Put(b"k" * 20, b"v" * 100))), 126)
 

@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import attrs
 
-from .. import _cbor
-from ..errors import DomainError
+from ..errors import ConversionError, DomainError
+from . import _plain
 
 __all__ = [
     "MAX_DELETED_KEYS",
@@ -224,6 +224,7 @@ def encode(command: Command) -> bytes:
     """Return the request to propose.
 
     :raises DomainError: if :func:`validate` refuses the command. Nothing needs to be proposed to learn that.
+    :raises TypeError: if a key or a value is not bytes.
     """
     validate(command)
     if isinstance(command, Txn):
@@ -235,7 +236,7 @@ def encode(command: Command) -> bytes:
         ]
     else:
         plain = _plain_operation(command)
-    return _cbor.dumps(plain)
+    return _plain.dumps(plain)
 
 
 def _plain_operation(operation: Operation) -> list[Any]:
@@ -261,6 +262,8 @@ def validate(command: Command) -> None:
 def _validate_operation(operation: Operation) -> None:
     if isinstance(operation, Put):
         _validate_key(operation.key)
+        if not isinstance(operation.value, bytes):
+            raise TypeError("a value is bytes")
         return
     end = operation.range_end
     _validate_key(operation.key, may_be_empty=bool(end))
@@ -272,6 +275,8 @@ def _validate_operation(operation: Operation) -> None:
 
 
 def _validate_key(key: bytes, may_be_empty: bool = False) -> None:
+    if not isinstance(key, bytes):
+        raise TypeError("a key is bytes")
     if not key and not may_be_empty:
         raise DomainError("empty_key", "a key has at least one byte")
     if len(key) > MAX_KEY_BYTES:
@@ -337,9 +342,9 @@ def decode(data: bytes) -> Command:
     :raises UnknownCommand: if they are a command of a later version.
     """
     try:
-        plain = _cbor.loads(data)
-    except _cbor.CborError as error:
-        raise DomainError("invalid_command", f"not a command of the key-value store: {error}") from None
+        plain = _plain.loads(data)
+    except ConversionError as error:
+        raise DomainError("invalid_command", f"not a command of the key-value store: {error.problem}") from None
     if type(plain) is not list or not plain or type(plain[0]) is not int:
         raise DomainError("invalid_command", "not a command of the key-value store: no command number")
     if plain[0] not in _KNOWN:

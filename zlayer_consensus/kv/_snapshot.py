@@ -16,8 +16,8 @@ from typing import Any, Final
 
 from zope.interface import implementer
 
-from .. import _cbor
 from ..storage.interfaces import IStateSink
+from . import _plain
 from ._history import Event
 from ._store import Store
 
@@ -71,7 +71,7 @@ class Snapshot(Iterator[bytes]):
             self._aside[key] = record
 
     def _generate(self) -> Generator[bytes, None, None]:
-        yield b"H" + _cbor.dumps(self._header)
+        yield b"H" + _plain.dumps(self._header)
         while block := self._walk():
             yield from _cut(block)
         self._store.unobserve(self._set_aside)
@@ -80,7 +80,7 @@ class Snapshot(Iterator[bytes]):
         self._end["events"] = len(self._events)
         while self._events:
             yield from _cut(self._past())
-        yield b"E" + _cbor.dumps(self._end)
+        yield b"E" + _plain.dumps(self._end)
 
     def _walk(self) -> bytes:
         parts = [b"K"]
@@ -222,7 +222,7 @@ class StateSink:
 
 
 def _table(block: bytes, keys: set[str]) -> dict[str, Any]:
-    table = _cbor.loads(block[1:])
+    table = _plain.loads(block[1:])
     if type(table) is not dict or set(table) != keys:
         raise ValueError("a table of the snapshot has not the keys " + ", ".join(sorted(keys)))
     return table
