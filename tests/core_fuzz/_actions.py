@@ -65,9 +65,15 @@ class Actions:
     # -- clients
 
     def read(self) -> None:
-        """Read, here or there."""
-        member = self._somebody(0.4)
-        if member is not None and member.core is not None:
+        """Read, here or there; a paused process finds the request when it goes on, among what else came."""
+        member = self.random.choice(self.world.alive() or [None])
+        if self.random.random() < 0.5:
+            member = self._somebody(1.0)
+        if member is not None:
+            self.world.later(member, 0.0, lambda: self._read(member))
+
+    def _read(self, member: Member) -> None:
+        if member.core is not None:
             token = member.wait("read")
             member.step(member.core.read(token, self.world.now))
 

@@ -22,6 +22,8 @@ class Knobs:
     delay_mean: float
     loss: float
     duplication: float
+    stragglers: float
+    """Chance of a message that takes so long that leaders may have come and gone."""
     disk_delay: float
     apply_delay: float
     apply_batch: int
@@ -66,10 +68,11 @@ class Knobs:
             delay_mean=timeout * choice((0.002, 0.01, 0.05, 0.2)),
             loss=choice((0, 0, 0.02, 0.1, 0.3)),
             duplication=choice((0, 0, 0.05, 0.3)),
+            stragglers=choice((0, 0.01, 0.1)),
             disk_delay=timeout * choice((0, 0.001, 0.01, 0.1, 0.4)),
             apply_delay=timeout * choice((0, 0.01, 0.1)),
             apply_batch=choice((1, 5, 100)),
-            bulk_timeout=timeout * choice((0.3, 1, 4)),
+            bulk_timeout=timeout * choice((0.3, 1, 4, 20)),
             chunks=choice((1, 2, 5)),
             proposal_every=timeout * choice((0.05, 0.2, 1)),
             action_every=timeout * choice((0.3, 1, 3)),

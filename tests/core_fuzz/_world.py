@@ -105,8 +105,12 @@ class World:
     def delay(self) -> float:
         """Draw the time that a message takes."""
         knobs = self.knobs
-        mean = knobs.delay_mean if self.faults else min(knobs.delay_mean, knobs.config.election_timeout_min / 100)
-        return knobs.delay_min * self.faults + self.random.expovariate(1 / mean)
+        short = knobs.config.election_timeout_min
+        if not self.faults:
+            return self.random.expovariate(1 / min(knobs.delay_mean, short / 100))
+        if self.random.random() < knobs.stragglers:
+            return short * self.random.choice((1, 5, 20)) * self.random.random()
+        return knobs.delay_min + self.random.expovariate(1 / knobs.delay_mean)
 
     def disk_delay(self, member: Member) -> float:
         """Draw the time that a disk takes."""
@@ -249,7 +253,10 @@ class World:
             member.paused_until = min(member.paused_until, self.now)
             member.stalled_until = self.now
             self.restart(member)
-        limit = 60 * self.knobs.config.election_timeout_max + 2 * self.knobs.bulk_timeout
+        config = self.knobs.config
+        # A member that has nothing may get the whole log, entry by entry.
+        catch_up = len(self.checker.entries) * config.election_timeout_min / 2
+        limit = 60 * config.election_timeout_max + 2 * self.knobs.bulk_timeout + catch_up
         require(self.run_until(self.now + limit, self._settled), "no rest after the faults:", self._unrest())
         leader = self.leader()
         assert leader is not None

@@ -36,7 +36,6 @@ def _stand(s: State, transfer: bool) -> None:
     """Raise the term and ask for votes, once this member's own vote is durable."""
     s.become_follower(s.term, None)
     s.set_term(s.term + 1, s.node_id)
-    s.verified = s.commit
     s.role = Role.CANDIDATE
     s.campaign += 1
     s.transferred = transfer

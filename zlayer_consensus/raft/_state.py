@@ -191,9 +191,15 @@ class State:
             raise self.broken(
                 f"term or vote would go back to ({term}, {voted_for}) from ({self.term}, {self.voted_for})"
             )
-        if (term, voted_for) != (self.term, self.voted_for):
-            self.term, self.voted_for = term, voted_for
-            self._write["hard_state"] = True
+        if (term, voted_for) == (self.term, self.voted_for):
+            return
+        newer = term > self.term
+        self.term, self.voted_for = term, voted_for
+        self._write["hard_state"] = True
+        if newer:
+            # What the last leader's appends said does not count any more, nor may those that are held be taken.
+            self.verified = self.commit
+            self._drop_inbox()
 
     def when_persisted(self, action: Callable[[], None]) -> None:
         """Do it once everything that was written so far, in this step too, is durable."""
@@ -250,8 +256,6 @@ class State:
         """Follow in ``term``; from any role, also from following somebody else."""
         if term > self.term:
             self.set_term(term)
-            self.verified = self.commit
-            self._drop_inbox()
         if self.role is Role.LEADER:
             self._stop_leading()
         if leader_id != self.leader_id:
