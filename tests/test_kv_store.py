@@ -1,5 +1,6 @@
 """The versioned store, against a model that keeps every state it ever had."""
 
+import gc
 import hashlib
 import os
 import random
@@ -250,6 +251,19 @@ class StoreTests(SynchronousTestCase):
         self.assertEqual(error.reason, "too_many_keys")
         self.assertEqual((store.digest(), len(store)), (before, MAX_DELETED_KEYS + 1))
         self.assertEqual(store.delete_range(b"000001", None), MAX_DELETED_KEYS)
+
+    def test_collector_has_nothing_to_visit(self) -> None:
+        """However many keys there are, a full pass of the garbage collector does not look at them."""
+        store = Store(history_changes=0, history_bytes=0)
+        tracked = []
+        for end in (1000, 20_000):
+            for number in range(len(store), end):
+                store.put(b"%d" % number, b"value")
+                store.commit()
+            gc.collect()
+            tracked.append(len(gc.get_objects()))
+            self.assertEqual(len(store), end)
+        self.assertLess(tracked[1] - tracked[0], 100)
 
     def test_digest_knows_every_part(self) -> None:
         """Content that differs in a key, a value, a version or a revision has another digest."""

@@ -71,7 +71,7 @@ def reply_json(request: IRequest, value: Any, status: int = 200, headers: Header
 def _plain(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
-    if isinstance(value, set | frozenset | tuple):
+    if isinstance(value, set | frozenset):
         return sorted(value)
     return str(value)
 
