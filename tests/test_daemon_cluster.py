@@ -8,6 +8,7 @@ import signal
 import tempfile
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from zlayer_consensus.daemon._demo_client import SessionClient
@@ -67,13 +68,46 @@ class ClusterTests(TestCase):
         self.assertEqual(await client.get(added.node_id, "key"), (b"value", 1))
 
     async def test_removed_node(self) -> None:
-        """It hears of it, and ends with the exit code that tells a supervisor not to start it again."""
+        """It hears of it, and ends with the exit code that tells a supervisor not to start it again (J-65)."""
         cluster = await self.cluster()
         removed = await self.follower(cluster)
         await SessionClient(cluster).remove(removed.node_id)
         self.assertEqual(await self.ended(cluster, removed), 8, removed.last_words())
         cluster.restart(removed.node_id)
         self.assertEqual(await self.ended(cluster, removed), 8, removed.last_words())
+
+    async def test_stopped_follower(self) -> None:
+        """It was away for many election timeouts, and does not unseat the leader when it is back (H-10)."""
+        cluster = await self.cluster()
+        leader = await cluster.leader()
+        term = (await cluster.status(leader))["term"]
+        follower = await self.follower(cluster)
+        cluster.kill(follower.node_id, signal.SIGSTOP)
+        await cluster.sleep(3)
+        cluster.kill(follower.node_id, signal.SIGCONT)
+        await cluster.sleep(1.5)
+        for node_id in cluster.nodes:
+            status = await cluster.status(node_id)
+            self.assertEqual((status["term"], status["leader_id"]), (term, leader))
+
+    async def test_stopped_leader(self) -> None:
+        """It believes that it leads when it is back, and yet never answers a read with an old value."""
+        cluster = await self.cluster()
+        client = SessionClient(cluster)
+        await client.open()
+        await client.put("key", b"old")
+        leader = await cluster.leader()
+        cluster.kill(leader, signal.SIGSTOP)
+        # Asked before it is awake: its first act is to read, with what it believes.
+        reads = [Deferred.fromCoroutine(cluster.request(leader, "GET", "/v1/kv/key", timeout=40)) for _ in range(8)]
+        await cluster.leader(besides=leader)
+        other = SessionClient(cluster, avoid=leader)
+        await other.open()
+        await other.put("key", b"new")
+        cluster.kill(leader, signal.SIGCONT)
+        for read in reads:
+            code, _, body = await read
+            self.assertTrue(code in (421, 503) or (code, body) == (200, b"new"), (code, body))
 
     async def test_every_node_killed(self) -> None:
         """What was acknowledged is there after all of them were killed at once, under load."""
@@ -93,8 +127,6 @@ class ClusterTests(TestCase):
                 except ClusterFailed:
                     return
                 acknowledged[key] = value
-
-        from twisted.internet.defer import Deferred
 
         writers: list[Any] = [Deferred.fromCoroutine(write(name)) for name in range(8)]
         while len(acknowledged) < 300:

@@ -35,7 +35,9 @@ class Node:
         self.peer, self.client = free_ports(2)
         self.write(node_id)
 
-    def write(self, node_id: int, extra: str = "", application: str = "kv", data_dir: str = "data") -> None:
+    def write(
+        self, node_id: int, extra: str = "", application: str = "kv", data_dir: str = "data", others: str = ""
+    ) -> None:
         """Writes the configuration file."""
         (self.directory / "node.toml").write_text(
             f"""
@@ -47,7 +49,7 @@ application = "{application}"
 peer = "tcp:{self.peer}:interface=127.0.0.1"
 client = "tcp:{self.client}:interface=127.0.0.1"
 [cluster]
-members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.1:{self.client}" }}]
+members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.1:{self.client}" }}{others}]
 {FAST}{extra}""",
             encoding="utf-8",
         )
@@ -74,8 +76,8 @@ members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.
         return self.twistd("-n", "zconsensus", "--config", "node.toml")
 
     @contextmanager
-    def running(self, stop: int = signal.SIGTERM) -> Iterator[subprocess.Popen[str]]:
-        """Runs the node in the foreground, and waits until it is ready; stops it at the end."""
+    def running(self, path: str = "/ready") -> Iterator[subprocess.Popen[str]]:
+        """Runs the node in the foreground, and waits for a 200 at a path; stops it at the end."""
         process = subprocess.Popen(
             [*TWISTD, "-n", "zconsensus", "--config", "node.toml"],
             cwd=self.directory,
@@ -86,7 +88,7 @@ members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.
         )
         try:
             deadline = time.monotonic() + PATIENCE
-            while self.get("/ready")[0] != 200:
+            while self.get(path)[0] != 200:
                 if process.poll() is not None or time.monotonic() > deadline:
                     process.kill()
                     raise AssertionError(f"the node is not ready: {process.communicate()}")
@@ -94,7 +96,7 @@ members = [{{ id = {node_id}, peer = "127.0.0.1:{self.peer}", client = "127.0.0.
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(stop)
+                process.send_signal(signal.SIGTERM)
             try:
                 process.communicate(timeout=PATIENCE)
             except subprocess.TimeoutExpired:
@@ -177,6 +179,18 @@ class ProcessTests(SynchronousTestCase):
                 self.assertIn(node.get("/v1/kv/key", "PUT", value)[0], (200, 201, 204))
             self.assertEqual(process.returncode, -signal.SIGTERM)
         self.assertEqual(os.stat(node.data).st_mode & 0o077, 0, "readable for its owner alone")
+
+    def test_waiting_for_the_other_members(self) -> None:
+        """Live, but not ready; and it can be stopped while it waits, which leaves its log empty."""
+        node = self.node()
+        peer, client = free_ports(2)
+        node.write(1, others=f', {{ id = 2, peer = "127.0.0.1:{peer}", client = "127.0.0.1:{client}" }}')
+        for _ in range(2):
+            with node.running("/health") as process:
+                code, body = node.get("/ready")
+                self.assertEqual((code, json.loads(body)["code"]), (503, "not_ready"))
+                self.assertEqual(json.loads(node.get("/v1/status")[1])["last"], {"term": 0, "index": 0})
+            self.assertEqual(process.returncode, -signal.SIGTERM)
 
     def test_data_directory_that_is_locked(self) -> None:
         """Another node's configuration that names the same directory changes nothing there (S-20)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import io
+import json
 import os
 import sys
 import tempfile
@@ -17,8 +18,10 @@ from twisted.internet.task import Clock
 from twisted.logger import Logger, LogLevel, PredicateResult
 from twisted.python.usage import UsageError
 from twisted.trial.unittest import SynchronousTestCase
+from twisted.web.test.requesthelper import DummyRequest
 
 from zlayer_consensus import errors
+from zlayer_consensus.daemon._assembly import Recovering
 from zlayer_consensus.daemon._clock import install_monotonic_clock, monotonic_source
 from zlayer_consensus.daemon._config import ConfigFileError
 from zlayer_consensus.daemon._exit import AddressInUse, explain
@@ -235,3 +238,16 @@ class CollectorTests(SynchronousTestCase):
         self.assertLessEqual(gc.get_freeze_count(), frozen, "a short collection freezes nothing")
         gc.collect()
         self.assertGreaterEqual(gc.get_freeze_count(), frozen + len(more), "a long one freezes what survived it")
+
+
+class RecoveringTests(SynchronousTestCase):
+    def test_answers_503(self) -> None:
+        """Whatever is asked, until the data is there: a balancer then looks elsewhere, a client tries again."""
+        for method in (b"GET", b"PUT", b"DELETE"):
+            request: Any = DummyRequest([b"v1", b"kv", b"key"])
+            request.method = method
+            body = Recovering().render(request)
+            self.assertEqual(request.responseCode, 503)
+            self.assertEqual(json.loads(body)["code"], "recovering")
+            self.assertEqual(request.responseHeaders.getRawHeaders(b"content-length"), [b"%d" % len(body)])
+            self.assertEqual(request.responseHeaders.getRawHeaders(b"retry-after"), [b"1"])

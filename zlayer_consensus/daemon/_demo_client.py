@@ -45,11 +45,13 @@ class SessionClient:
 
     :param cluster: whose nodes to ask; those that run, one after the other.
     :param deadline: seconds after which a request that nobody answers is given up.
+    :param avoid: a node that is not asked.
     """
 
-    def __init__(self, cluster: LocalCluster, deadline: float = 60.0) -> None:
+    def __init__(self, cluster: LocalCluster, deadline: float = 60.0, avoid: int | None = None) -> None:
         self._cluster = cluster
         self._deadline = deadline
+        self._avoid = avoid
         self._session = ""
         self._sequence = 0
         self._node_id = 0
@@ -148,7 +150,8 @@ class SessionClient:
             self._node_id = self._next(node_id)
 
     def _next(self, node_id: int) -> int:
-        running = sorted(each.node_id for each in self._cluster.nodes.values() if each.running)
+        nodes = self._cluster.nodes.values()
+        running = sorted(each.node_id for each in nodes if each.running and each.node_id != self._avoid)
         return next((each for each in running if each > node_id), running[0] if running else 0)
 
 

@@ -59,13 +59,13 @@ def run_with_cluster(
     except SystemExit as leaving:
         if leaving.code not in (0, None) and not told:
             told.append(f"exit code {leaving.code}")
-    if not told and not until_interrupted:
-        print(f"interrupted; the nodes are stopped, their directories are in {directory}", file=sys.stderr)
-        return _INTERRUPTED
     if told and told[0]:
         print(f"FAILED: {told[0]}\nThe nodes are stopped, their directories are in {directory}", file=sys.stderr)
         return 1
     shutil.rmtree(directory)
+    if not told and not until_interrupted:
+        print("interrupted; the nodes are stopped", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 
