@@ -15,6 +15,7 @@ from zlayer_consensus.raft import (
     EntryKind,
     LogId,
     Membership,
+    MembershipChange,
     Role,
     VoteRequest,
 )

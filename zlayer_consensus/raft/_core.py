@@ -426,7 +426,7 @@ class RaftCore:
             _follower.release_held(s)
             s.become_follower(s.term, None)
             if s.leaving is not None:
-                s.out.refused.append(Refused(s.leaving[0], NodeStopped()))
+                s.out.refused.extend(Refused(token, NodeStopped()) for token in s.leaving[0])
                 s.leaving = None
 
         effects = self._step(now, run)

@@ -83,8 +83,8 @@ class State:
         self.follower_reads: list[Token] = []
         self.asked_reads: tuple[int, list[Token]] | None = None
         self.read_context = 0
-        self.leaving: tuple[Token, int, float] | None = None
-        """A transfer's ``(token, target, deadline)`` that waits for the new leader to show up."""
+        self.leaving: tuple[list[Token], int, float] | None = None
+        """A transfer's ``(tokens, target, deadline)`` that waits for the new leader to show up."""
         self.stalled = False
         """Whether this member gave up leading because of its disk; it does not campaign until a write completes."""
         self.removed = False
@@ -273,15 +273,18 @@ class State:
         """Answer who asked for a transfer, once the next leader is known or it took too long."""
         if self.leaving is None:
             return
-        token, target, deadline = self.leaving
+        tokens, target, deadline = self.leaving
         if self.leader_id == target:
-            self.out.done.append(Done(token, target))
-        elif self.leader_id is not None:
-            self.out.refused.append(Refused(token, TransferFailed(target, f"node {self.leader_id} leads")))
+            self.out.done.extend(Done(token, target) for token in tokens)
+            self.leaving = None
+            return
+        if self.leader_id is not None:
+            failed = TransferFailed(target, f"node {self.leader_id} leads")
         elif self.now >= deadline:
-            self.out.refused.append(Refused(token, TransferFailed(target, "no new leader showed up in time")))
+            failed = TransferFailed(target, "no new leader showed up in time")
         else:
             return
+        self.out.refused.extend(Refused(token, failed) for token in tokens)
         self.leaving = None
 
     def _stop_leading(self) -> None:
@@ -295,11 +298,8 @@ class State:
         if leader.change is not None:
             self.out.refused.append(Refused(leader.change.token, OutcomeUnknown("the leader stepped down")))
         if leader.transfer is not None:
-            first, *others = leader.transfer.tokens
-            for token in others:
-                self.out.refused.append(Refused(token, TransferFailed(leader.transfer.target, "superseded")))
             deadline = self.now + self.config.election_timeout_max
-            self.leaving = (first, leader.transfer.target, deadline)
+            self.leaving = (leader.transfer.tokens, leader.transfer.target, deadline)
 
     def refuse_read(self, read: PendingRead) -> None:
         """Tell a reader that this member cannot answer (J-53)."""
