@@ -146,7 +146,7 @@ class IdleTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.disk = SimulatedFileSystem()
         self.clock = Clock()
-        self.log, _ = opened(self.disk, reactor=self.clock, idle_seconds=0.1)
+        self.log, _ = opened(self.disk, reactor=self.clock, idle_seconds=0.1, segment_bytes=1 << 20)
         self.disk.operations.clear()
 
     def test_an_empty_record_follows_when_the_log_is_idle(self) -> None:

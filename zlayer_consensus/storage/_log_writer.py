@@ -10,7 +10,7 @@ from ._drafts import RecordDraft, drafts
 from ._files import IFile, IFileLock, IFileSystem
 from ._identity import IDENTITY_NAME, read_identity, write_identity
 from ._log_index import LogIndex, Summary
-from ._record import BATCH, MARK, SECTOR, Purge, encode_record, record_size, stored_length
+from ._record import BATCH, MARK, PAGE, SECTOR, Purge, encode_record, mark_position, record_size, stored_length
 from ._recovery import Layout, encode_seal_record, recover
 from ._scan import read_entries
 from ._segment import SEGMENT_HEADER, Segment, SegmentHeader, encode_header, parse_name, seal_bound, segment_name
@@ -194,7 +194,7 @@ class LogWriter:
         payload = b"".join(draft.pieces)
         active = self._index.active
         # Behind it there must be room for an empty record and for the seal.
-        room = record_size(stored_length(len(payload))) + SECTOR
+        room = record_size(stored_length(len(payload))) + PAGE
         growth = draft.points, draft.terms, draft.configs
         if active.end + room + active.seal_size(*growth) > active.header.size:
             self._rotate(room + seal_bound(*growth), draft.entries == 0)
@@ -220,7 +220,9 @@ class LogWriter:
         if self._closed:
             return
         active = self._index.active
-        if active.end + SECTOR + active.seal_size(0, 0, 0) <= active.header.size:
+        position = mark_position(active.end)
+        if position + SECTOR + active.seal_size(0, 0, 0) <= active.header.size:
+            active.end = position
             self._write(MARK, b"", 0, self._index.last.index + 1)
             self._closed = True
 

@@ -16,6 +16,7 @@ from ..raft import ENTRY_OVERHEAD, Entry, EntryKind, HardState, LogId
 __all__ = [
     "BATCH",
     "MARK",
+    "PAGE",
     "RECORD_HEADER",
     "SEAL",
     "SECTOR",
@@ -33,6 +34,7 @@ __all__ = [
     "encode_batch",
     "encode_operation",
     "encode_record",
+    "mark_position",
     "parse_header",
     "record_size",
     "stored_length",
@@ -40,6 +42,9 @@ __all__ = [
 
 SECTOR = 512
 """A record starts on a sector, so that writing it never touches one that is durable."""
+
+PAGE = 4096
+"""A MARK starts on a page, so that no single lost page takes it and the record that it vouches for."""
 
 BATCH, MARK, SEAL = 1, 2, 3
 _TYPES = frozenset((BATCH, MARK, SEAL))
@@ -139,6 +144,11 @@ class RecordHeader(NamedTuple):
     payload_crc: int
     chain: int
     size: int
+
+
+def mark_position(end: int) -> int:
+    """Return where a MARK goes behind a record that ends at ``end``."""
+    return -(-end // PAGE) * PAGE
 
 
 def record_size(length: int) -> int:

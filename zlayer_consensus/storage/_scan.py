@@ -11,6 +11,7 @@ from ._files import IFileSystem
 from ._log_index import BrokenRule, LogIndex
 from ._record import (
     BATCH,
+    MARK,
     SEAL,
     SECTOR,
     BadRecord,
@@ -19,6 +20,7 @@ from ._record import (
     check_record,
     decode_entries,
     decode_operations,
+    mark_position,
     parse_header,
 )
 from ._segment import SEGMENT_HEADER, Segment
@@ -90,6 +92,8 @@ def replay(file_system: IFileSystem, segment: Segment, index: LogIndex) -> Tail:
         at = segment.end
         found = _next_record(window, segment, index)
         if found is None:
+            if _skip_to_mark(window, segment):
+                continue
             torn_end = window.written_end(at)
             if torn_end == at:
                 torn_end = 0
@@ -131,6 +135,23 @@ def _next_record(window: _Window, segment: Segment, index: LogIndex) -> tuple[Re
             if record[start : start + SECTOR] == _ZERO_SECTOR:
                 return None
         raise _corrupt(segment, str(error), header.first, header.last) from None
+
+
+def _skip_to_mark(window: _Window, segment: Segment) -> bool:
+    """Move the segment's end to the next page, if a MARK is there and nothing before it."""
+    end, position, salt = segment.end, mark_position(segment.end), segment.header.salt
+    if position == end or position >= segment.header.size or any(window.get(end, position - end)):
+        return False
+    sector = window.get(position, SECTOR)
+    try:
+        header = parse_header(sector, position, salt)
+        check_record(header, sector, salt, segment.chain)
+    except BadRecord:
+        return False
+    if header.type != MARK:
+        return False
+    segment.end = position
+    return True
 
 
 def _refuse_if_proven(window: _Window, segment: Segment, index: LogIndex, end: int) -> None:
@@ -196,8 +217,12 @@ def _walk(file_system: IFileSystem, segment: Segment, offset: int, first: int, l
     while expected <= last:
         if offset < SEGMENT_HEADER or offset + SECTOR > size:
             raise _corrupt(segment, f"entry {expected} is not where it belongs", expected, last, offset)
+        sector = window.get(offset, SECTOR)
+        if sector == _ZERO_SECTOR and offset != mark_position(offset):
+            offset = mark_position(offset)
+            continue
         try:
-            header = parse_header(window.get(offset, SECTOR).ljust(SECTOR, b"\0"), offset, salt)
+            header = parse_header(sector.ljust(SECTOR, b"\0"), offset, salt)
             if header.type == BATCH and header.entries and header.last >= expected:
                 payload = check_record(header, window.get(offset, header.size), salt, None)
                 for entry in decode_entries(payload):
