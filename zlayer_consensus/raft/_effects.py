@@ -131,6 +131,7 @@ class LogRead:
     """
 
     peer: int
+    term: int
     stream: int
     first: int
     last: int
@@ -141,9 +142,12 @@ class LogRead:
 class SendSnapshot:
     """Stream the newest snapshot to ``peer``, then call ``snapshot_sent``. Nothing else is sent to it meanwhile
     but heartbeats.
+
+    :param term: the leader's term, in which it is sent; it ends when the leader steps down.
     """
 
     peer: int
+    term: int
     stream: int
 
 

@@ -45,6 +45,7 @@ def become_leader(s: State) -> None:
     s.unasked.clear()
     s.ask_again_at = None
     s.transferred = False
+    s.settle_transfer()
     sync_peers(s)
     send_round(s, s.leader)
     append_local(s, [Draft(b"", EntryKind.NOOP)], 0)
@@ -145,8 +146,9 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
             p.start_over(s.log.agreement(upper, reply.conflict.term).index + 1)
         # It denies what it acknowledged: asking again will not help, the next heartbeat shows what it has (H-29).
         p.paused = request.prev.index <= p.match
-    replicate(s, peer, p)
-    _changes.tick_transfer(s, leader)
+    if s.leader is leader:  # else what was committed just now has removed this member, and it leads no longer
+        replicate(s, peer, p)
+        _changes.tick_transfer(s, leader)
 
 
 def _settle(p: Progress, seq: int) -> None:
@@ -182,7 +184,7 @@ def on_append_lost(s: State, peer: int, request: AppendRequest) -> None:
 def on_log_read(s: State, request: LogRead, entries: Sequence[Entry] | None) -> None:
     """Entries for a lagging peer came from the store; without them it needs a snapshot."""
     p = s.leader.peers.get(request.peer) if s.leader else None
-    if p is None or p.stream != request.stream or not p.reading:
+    if p is None or (request.term, request.stream) != (s.term, p.stream) or not p.reading:
         return
     p.reading = False
     prev = s.log.id_at(request.first - 1)
@@ -201,7 +203,9 @@ def on_snapshot_sent(s: State, request: SendSnapshot, last: LogId | None) -> Non
     """A snapshot transfer ended; go on behind it, or try again after the next sign of life."""
     leader = s.leader
     p = leader.peers.get(request.peer) if leader else None
-    if leader is None or p is None or p.stream != request.stream or p.state is not ProgressState.SNAPSHOT:
+    if leader is None or p is None or (request.term, request.stream) != (s.term, p.stream):
+        return
+    if p.state is not ProgressState.SNAPSHOT:
         return
     p.start_over(p.match + 1)
     if last is None:
@@ -212,7 +216,8 @@ def on_snapshot_sent(s: State, request: SendSnapshot, last: LogId | None) -> Non
     p.last_ack = s.now
     _matched(s, leader, request.peer, p, last.index, current=False)
     p.next = p.match + 1
-    replicate(s, request.peer, p)
+    if s.leader is leader:
+        replicate(s, request.peer, p)
 
 
 def advance_commit(s: State) -> None:

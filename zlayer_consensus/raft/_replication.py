@@ -80,7 +80,7 @@ def replicate(s: State, peer: int, p: Progress) -> None:
         if entries is None:
             p.reading = True
             last = min(s.log.last.index, p.next + config.max_payload_entries - 1)
-            s.out.log_reads.append(LogRead(peer, p.stream, p.next, last, config.max_payload_bytes))
+            s.out.log_reads.append(LogRead(peer, s.term, p.stream, p.next, last, config.max_payload_bytes))
             return
         send_append(s, peer, p, prev, entries)
 
@@ -127,7 +127,7 @@ def _start_snapshot(s: State, peer: int, p: Progress) -> None:
     p.start_over(p.next)
     p.state = ProgressState.SNAPSHOT
     p.pinned = s.snapshot.last.index
-    s.out.snapshots.append(SendSnapshot(peer, p.stream))
+    s.out.snapshots.append(SendSnapshot(peer, s.term, p.stream))
 
 
 def send_round(s: State, leader: LeaderState) -> int:
