@@ -155,7 +155,10 @@ def snapshot_offered(s: State, sender: int, term: int, point_index: int, point_t
     if term < s.term:
         return "stale"
     _follow(s, sender, term)
-    if s.log.term_at(point_index) == point_term and point_index > s.commit:
+    known = s.log.term_at(point_index)
+    if point_index <= s.commit and known not in (None, point_term):
+        raise s.broken(f"the leader's snapshot ends at {point_term}-{point_index}, committed is term {known}")  # J-86
+    if known == point_term and point_index > s.commit:
         s.verified = max(s.verified, point_index)
         follow_commit(s, point_index)  # the log has it all; keep what follows (H-62)
     if point_index <= s.commit:
