@@ -130,9 +130,10 @@ class SendingTests(TestCase):
         leader.input("snapshot_sent", old.request, old.point.last)
         self.assertLess(leader.core.progress()[3].match, old.point.last.index)
         c.isolate(3)
-        c.sleep(3.1)
-        c.elect(2)
-        c.elect(1)
+        for giver, taker in ((1, 2), (2, 1)):
+            c[giver].input("transfer", "t", taker)
+            c.settle()
+        self.assertEqual((leader.role, leader.core.term), (Role.LEADER, 3))
         leader.input("snapshot_sent", old.request, old.point.last)
         self.assertLess(leader.core.progress()[3].match, old.point.last.index)
 
