@@ -356,7 +356,7 @@ def _fields(kind: type) -> Iterable[tuple[str, Any]]:
 
 def _difference(before: Any, after: Any, path: str, ordered: bool) -> str | None:
     """Say what is not the same in two values that should be, types of containers included."""
-    kind = type(before)
+    kind: Any = type(before)
     if kind is not type(after):
         return f"{path}: {_name(kind)} would come back as {_name(type(after))}"
     if is_class_type(kind):
