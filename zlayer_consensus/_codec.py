@@ -356,7 +356,7 @@ def _fields(kind: type) -> Iterable[tuple[str, Any]]:
 
 def _difference(before: Any, after: Any, path: str, ordered: bool) -> str | None:
     """Say what is not the same in two values that should be, types of containers included."""
-    kind: Any = type(before)
+    kind = type(before)
     if kind is not type(after):
         return f"{path}: {_name(kind)} would come back as {_name(type(after))}"
     if is_class_type(kind):
@@ -379,9 +379,12 @@ def _difference(before: Any, after: Any, path: str, ordered: bool) -> str | None
     return None if before == after else f"{path}: {before!r} would come back as {after!r}"
 
 
-@functools.cache
-def _fields_of(kind: type) -> tuple[str, ...]:
+def _names_of_fields(kind: Any) -> tuple[str, ...]:
     return tuple(name for name, _ in _fields(kind))
+
+
+_fields_of: Callable[[Any], tuple[str, ...]] = functools.cache(_names_of_fields)
+"""Typed by hand: mypy takes a ``type[Any]`` for unhashable, and a cache wants hashable arguments."""
 
 
 def _name(kind: Any) -> str:
