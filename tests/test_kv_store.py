@@ -14,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import DomainError
 from zlayer_consensus.kv import MAX_DELETED_KEYS, MAX_RANGE_KEYS, KeyValue, KeyValueMachine
-from zlayer_consensus.kv._index import KeyIndex
+from zlayer_consensus.kv._ordered import OrderedMap
 from zlayer_consensus.kv._store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -462,31 +462,40 @@ class DamagedSnapshotTests(SynchronousTestCase):
         self.assertIn("format 2", str(error))
 
 
-class KeyIndexTests(SynchronousTestCase):
+class OrderedMapTests(SynchronousTestCase):
     def test_random_changes(self) -> None:
         """Thousands of keys, so that leaves split, shrink, merge and vanish."""
         for seed in range(3):
             draw = random.Random(seed)
-            index = KeyIndex()
-            expected: set[bytes] = set()
-            for target in (2500, 100, 1500, 0):
+            ordered = OrderedMap()
+            expected: dict[bytes, bytes] = {}
+            for target in (4500, 100, 3000, 0):
                 while len(expected) != target:
-                    key = b"%d" % draw.randrange(5000)
-                    if len(expected) < target and key not in expected:
-                        index.add(key)
-                        expected.add(key)
-                    elif len(expected) > target and key in expected:
-                        index.remove(key)
-                        expected.remove(key)
-                self.assertEqual(list(index.keys()), sorted(expected))
-                self.assertEqual(len(index), target)
+                    key, value = b"%d" % draw.randrange(9000), draw.randbytes(2)
+                    self.assertEqual(ordered.get(key), expected.get(key))
+                    if key in expected and (len(expected) > target or draw.random() < 0.1):
+                        ordered.remove(key)
+                        del expected[key]
+                    elif key in expected or len(expected) < target:
+                        ordered.set(key, value)
+                        expected[key] = value
+                    self.assertEqual(len(ordered), len(expected))
+                self.assertEqual(list(ordered.items()), sorted(expected.items()))
                 for _ in range(50):
-                    start, end = sorted((b"%d" % draw.randrange(5000), b"%d" % draw.randrange(5000)))
-                    inside = sorted(key for key in expected if start <= key < end)
-                    self.assertEqual(list(index.keys(start, end)), inside)
-                    behind = [key for key in inside if key != start]
-                    self.assertEqual(list(index.keys(start, end, after=True)), behind)
-            self.assertRaises(LookupError, index.remove, b"1")
+                    start, end = sorted((b"%d" % draw.randrange(9000), b"%d" % draw.randrange(9000)))
+                    inside = sorted(item for item in expected.items() if start <= item[0] < end)
+                    self.assertEqual(list(ordered.items(start, end)), inside)
+                    behind = [item for item in inside if item[0] != start]
+                    self.assertEqual(list(ordered.items(start, end, after=True)), behind)
+            self.assertRaises(LookupError, ordered.remove, b"1")
+
+    def test_keys_in_order(self) -> None:
+        """As a snapshot brings them, upwards; and downwards, between the same bounds."""
+        for keys in (range(5000), range(5000, 0, -1)):
+            ordered = OrderedMap()
+            for number in keys:
+                ordered.set(b"%05d" % number, b"")
+            self.assertEqual([key for key, _ in ordered.items()], [b"%05d" % number for number in sorted(keys)])
 
 
 DETERMINISM = """

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from ._index import KeyIndex
+from ._ordered import OrderedMap
 
 __all__ = ["Event", "History"]
 
@@ -40,7 +40,7 @@ class History:
         self._size = size
         self._events: deque[Event] = deque()
         self._of_key: dict[bytes, list[Event]] = {}
-        self._gone = KeyIndex()  # keys whose last event deleted them
+        self._gone = OrderedMap()  # keys whose last event deleted them; they map to nothing
         self._bytes = 0
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class History:
                 self._gone.remove(key)
             events.append(event)
         if event[3] is None:
-            self._gone.add(key)
+            self._gone.set(key, b"")
 
     def undo(self) -> Event:
         """Take back the newest event."""
@@ -77,7 +77,7 @@ class History:
         if not events:
             del self._of_key[key]
         elif event[2] is None:
-            self._gone.add(key)
+            self._gone.set(key, b"")
         return event
 
     def trim(self) -> None:
@@ -112,7 +112,7 @@ class History:
 
     def gone(self, start: bytes, end: bytes | None) -> Iterator[bytes]:
         """Iterate over the keys that have events and do not exist any more."""
-        return self._gone.keys(start, end)
+        return (key for key, _ in self._gone.items(start, end))
 
     def since(self, revision: int) -> Iterator[Event]:
         """Iterate over the events of ``revision`` and later ones; nothing may be added meanwhile.
@@ -136,7 +136,7 @@ class History:
         events = self._of_key.setdefault(key, [])
         events.append(event)
         if event[3] is None and len(events) == 1:
-            self._gone.add(key)
+            self._gone.set(key, b"")
 
     def oldest(self, key: bytes) -> Event | None:
         """Return the key's oldest event so far, while a snapshot is loaded."""

@@ -87,12 +87,10 @@ class Snapshot(Iterator[bytes]):
         size = 0
         walked = 0
         cursor = self._cursor
-        for key in self._store.keys(b"" if cursor is None else cursor, after=cursor is not None):
+        for key, record in self._store.items(b"" if cursor is None else cursor, after=cursor is not None):
             self._cursor = key
             walked += 1
             if key not in self._aside:
-                record = self._store.get(key)
-                assert record is not None  # it is in the index
                 parts += (_KEY.pack(len(key), len(record)), key, record)
                 size += len(key) + len(record)
             if size >= _BLOCK_BYTES or walked >= _BLOCK_ITEMS:

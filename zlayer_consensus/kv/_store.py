@@ -11,12 +11,13 @@ import struct
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from heapq import merge
+from operator import itemgetter
 from typing import Final
 
 from ..errors import DomainError
 from ._commands import MAX_DELETED_KEYS, MAX_RANGE_KEYS, MAX_RESULT_BYTES, RECORD_HEAD
 from ._history import Event, History
-from ._index import KeyIndex
+from ._ordered import OrderedMap
 
 __all__ = ["FIRST_REVISION", "HISTORY_BYTES", "HISTORY_CHANGES", "Page", "Store"]
 
@@ -25,8 +26,6 @@ FIRST_REVISION: Final = 1
 HISTORY_CHANGES: Final = 1 << 15
 HISTORY_BYTES: Final = 16 << 20
 
-_SHARDS: Final = 256
-"""One dict of a million keys takes 30 ms and more when it grows; many small ones never stall."""
 _MAX_SCANNED: Final = 10_000
 """Most keys that a page looks at, for reads of the past, where few of them may have been there."""
 _SUM_MASK: Final = (1 << 128) - 1
@@ -64,14 +63,13 @@ class Store:
     def __init__(self, history_changes: int = HISTORY_CHANGES, history_bytes: int = HISTORY_BYTES) -> None:
         self.revision = FIRST_REVISION
         self.history = History(history_changes, history_bytes)
-        self._shards: list[dict[bytes, bytes]] = [{} for _ in range(_SHARDS)]
-        self._index = KeyIndex()
+        self._records = OrderedMap()
         self._sum = 0
         self._pending = 0
         self._observers: list[Callable[[bytes, bytes | None], None]] = []
 
     def __len__(self) -> int:
-        return len(self._index)
+        return len(self._records)
 
     @property
     def compacted(self) -> int:
@@ -94,7 +92,7 @@ class Store:
 
         :raises DomainError: ``compacted`` or ``future_revision``.
         """
-        record = self._shards[hash(key) % _SHARDS].get(key)
+        record = self._records.get(key)
         if not revision:
             return record
         self._check_revision(revision)
@@ -113,15 +111,12 @@ class Store:
             self._check_revision(revision)
         limit = min(limit or MAX_RANGE_KEYS, MAX_RANGE_KEYS)
         past = revision not in (0, self.revision)
-        keys = self._index.keys(start, end)
         found: list[tuple[bytes, bytes]] = []
         size = 0
-        for scanned, key in enumerate(merge(keys, self.history.gone(start, end)) if past else keys):
+        for scanned, (key, now) in enumerate(self._present_and_gone(start, end) if past else self.items(start, end)):
             if scanned >= _MAX_SCANNED:
                 return found, key
-            record = self._shards[hash(key) % _SHARDS].get(key)
-            if past:
-                record = self.history.at(key, revision, record)
+            record = self.history.at(key, revision, now) if past else now
             if record is None:
                 continue
             size += len(key) + len(record)
@@ -129,6 +124,16 @@ class Store:
                 return found, key
             found.append((key, record))
         return found, None
+
+    def items(
+        self, start: bytes = b"", end: bytes | None = None, *, after: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Iterate over keys and records from ``start`` (``after``: behind it) on; nothing may change meanwhile."""
+        return self._records.items(start, end, after=after)
+
+    def _present_and_gone(self, start: bytes, end: bytes | None) -> Iterator[tuple[bytes, bytes | None]]:
+        gone: Iterator[tuple[bytes, None]] = ((key, None) for key in self.history.gone(start, end))
+        return merge(self.items(start, end), gone, key=itemgetter(0))
 
     def _check_revision(self, revision: int) -> None:
         if revision > self.revision:
@@ -148,8 +153,7 @@ class Store:
 
     def put(self, key: bytes, value: bytes) -> tuple[int, int]:
         """Set a key; return its create_revision and version."""
-        shard = self._shards[hash(key) % _SHARDS]
-        old = shard.get(key)
+        old = self._records.get(key)
         revision = self.revision + 1
         if old is None:
             create, version = revision, 1
@@ -173,7 +177,7 @@ class Store:
         :raises DomainError: ``too_many_keys``; then nothing has changed, but for what is pending.
         """
         doomed: list[bytes] = []
-        for key in self._index.keys(start, end):
+        for key, _ in self.items(start, end):
             if len(doomed) + self._pending >= MAX_DELETED_KEYS:
                 raise DomainError(
                     "too_many_keys",
@@ -207,18 +211,14 @@ class Store:
         self._pending += 1
 
     def _replace(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
-        shard = self._shards[hash(key) % _SHARDS]
         change = 0
-        if old is None:
-            self._index.add(key)
-        else:
+        if old is not None:
             change = -_share(old)
         if new is None:
-            del shard[key]
-            self._index.remove(key)
+            self._records.remove(key)
         else:
             change += _share(new)
-            shard[key] = new
+            self._records.set(key, new)
         self._sum = (self._sum + change) & _SUM_MASK
 
     # --- snapshots
@@ -231,10 +231,6 @@ class Store:
         """End :meth:`observe`; idempotent."""
         if observer in self._observers:
             self._observers.remove(observer)
-
-    def keys(self, start: bytes, *, after: bool = False) -> Iterator[bytes]:
-        """Iterate over the keys from ``start`` (``after``: behind it) on; nothing may change meanwhile."""
-        return self._index.keys(start, after=after)
 
     def load(self, key: bytes, record: bytes) -> None:
         """Add a key of a snapshot.
@@ -263,7 +259,4 @@ class Store:
 
     def dismantle(self) -> Iterator[None]:
         """Release everything in small steps; the store must not be used any more."""
-        yield from self._index.dismantle()
-        while self._shards:
-            self._shards.pop()
-            yield
+        yield from self._records.dismantle()
