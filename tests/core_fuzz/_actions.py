@@ -126,24 +126,35 @@ class Actions:
 
     def block_one_way(self) -> None:
         """Break one direction of one link."""
-        pair = (self.random.choice(list(self.world.members)), self.random.choice(list(self.world.members)))
-        self.world.trace("block", pair)
-        self.world.blocked.add(pair)
+        members = list(self.world.members)
+        self._block({(self.random.choice(members), self.random.choice(members))})
 
     def isolate(self) -> None:
-        """Cut one member off, one or both ways."""
-        lonely = self.random.choice(list(self.world.members))
-        way = self.random.randint(0, 2)
-        self.world.trace("isolate", lonely, ("in", "out", "both")[way])
-        for other in self.world.members:
-            self.world.blocked |= ({(other, lonely)}, {(lonely, other)}, {(other, lonely), (lonely, other)})[way]
+        """Cut one member off, one or both ways; often the leader."""
+        member = self._somebody(0.5)
+        if member is None:
+            return
+        lonely = member.node_id
+        inward = {(other, lonely) for other in self.world.members}
+        outward = {(lonely, other) for other in self.world.members}
+        self._block(self.random.choice((inward, outward, inward | outward)))
 
     def split(self) -> None:
         """Cut the cluster in two."""
         half = {node_id for node_id in self.world.members if self.random.random() < 0.5}
-        self.world.trace("split", half)
         others = set(self.world.members) - half
-        self.world.blocked |= {(a, b) for a in half for b in others} | {(b, a) for a in half for b in others}
+        self._block({(a, b) for a in half for b in others} | {(b, a) for a in half for b in others})
+
+    def _block(self, links: set[tuple[int, int]]) -> None:
+        world = self.world
+        world.trace("block", sorted(links))
+        world.blocked |= links
+
+        def mend() -> None:
+            world.trace("mend", sorted(links))
+            world.blocked -= links
+
+        world.at(self._timeouts(0.3, 6), mend)
 
     def unblock(self) -> None:
         """Mend all links."""

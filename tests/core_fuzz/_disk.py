@@ -96,6 +96,8 @@ class Disk:
         self.applied = 0
         """What a state machine that keeps itself has applied; 0 if the seed has none."""
         self.digest = 0
+        self.synced: set[LogId] = set()
+        """Every entry that was ever durable; a later write may have removed it since."""
         self._purge: LogId = NO_LOG
 
     def issue(self, persist: Persist) -> None:
@@ -110,6 +112,7 @@ class Disk:
         done = [self.pending.popleft() for _ in range(count)]
         for persist in done:
             self.image.write(persist.write)
+            self.synced.update(entry.id for entry in persist.write.entries)
         return done
 
     def purge(self, upto: LogId) -> None:
@@ -140,7 +143,9 @@ class Disk:
         self.sync(random.randint(0, len(self.pending)))
         if self.pending and random.random() < 0.5:
             write = self.pending[0].write
-            self.image.write_some(write, random.randint(0, len(write.entries)))
+            count = random.randint(0, len(write.entries))
+            self.image.write_some(write, count)
+            self.synced.update(entry.id for entry in write.entries[:count])
         self.pending.clear()
         self._purge = NO_LOG
 

@@ -256,8 +256,7 @@ class Member:
         require(answer.token in self.tokens, "node", self.node_id, "answers twice:", answer)
         rpc, _ = self.tokens.pop(answer.token)
         assert not isinstance(rpc.message, Chunk)
-        snapshot = self.disk.snapshot.point.last.index if self.disk.snapshot else 0
-        self.checker.answers(self.node_id, rpc.sender.node_id, rpc.message, answer.message, self.disk.image, snapshot)
+        self.checker.answers(self.node_id, rpc.sender.node_id, rpc.message, answer.message, self.disk)
         self.world.reply(rpc, self, answer.message)
 
     # -- results
