@@ -16,6 +16,7 @@ from tests.log_store_kit import (
     WAL,
     HeldExecutor,
     append,
+    content,
     entries,
     opened,
     result,
@@ -25,7 +26,7 @@ from zlayer_consensus.errors import (
     StorageFailed,
     StorageFull,
 )
-from zlayer_consensus.raft import HardState, LogWrite
+from zlayer_consensus.raft import Entry, EntryKind, HardState, LogWrite
 from zlayer_consensus.storage import FileLogStore
 from zlayer_consensus.testing import SimulatedFileSystem
 
@@ -232,3 +233,24 @@ class SegmentTests(SynchronousTestCase):
         append(log, 1, 3)
         for name in disk.list(WAL):
             self.assertEqual(SMALL, disk.size(f"{WAL}/{name}"))
+
+    def test_a_seal_always_has_room(self) -> None:
+        """However many terms, configurations and truncations a segment holds, its seal fits behind its records."""
+        disk = SimulatedFileSystem()
+        size = 64 << 10
+        log, _ = opened(disk, segment_bytes=size)
+        last, term = 0, 1
+        for step in range(120):
+            if step % 3 == 2:
+                term += 1
+                last -= 20
+                result(log.write(LogWrite(truncate_after=last, hard_state=HardState(term, 0, 0))))
+            added = tuple(Entry.make(last + n, term + n, EntryKind.CONFIG) for n in range(1, 41))
+            last, term = last + 40, term + 40
+            result(log.write(LogWrite(entries=added)))
+        names = [name for name in disk.list(WAL) if name.endswith(".seg")]
+        self.assertGreater(len(names), 3)
+        self.assertEqual({size}, {disk.size(f"{WAL}/{name}") for name in names})
+        again, start = opened(disk.crash("none"), segment_bytes=size)
+        self.assertEqual((last, last), (start.last.index, len(content(again, start))))
+        self.assertEqual(last, len(start.configs))
