@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
@@ -53,6 +53,7 @@ class NodeCluster:
         self.network.default.delay = (0.001, 0.003)
         self.settings = settings
         self.nodes: dict[int, ConsensusNode] = {}
+        self.dead: list[ConsensusNode] = []
         self.logs: dict[int, Any] = {}
         self.make_machine: Callable[[], Any] = lambda: MemStateMachine({}, apply)
         test.addCleanup(self.close)
@@ -95,11 +96,10 @@ class NodeCluster:
         return self.leader()
 
     def crash(self, node_id: int) -> None:
-        """Cut a node off for ever: as far as the others can tell, its process died."""
+        """Cut a node off for ever: it sends and hears nothing, so as far as the others can tell its process died."""
         self.network.detach(self.address(node_id))
-        others = [self.address(other) for other in self.nodes if other != node_id]
-        self.network.partition([self.address(node_id)], others)
-        del self.nodes[node_id]
+        _ = self.network.endpoint(self.address(node_id)).stop()
+        self.dead.append(self.nodes.pop(node_id))
 
     def run(self, seconds: float, step: float = 0.01) -> None:
         """Let time pass."""
@@ -165,7 +165,7 @@ class NodeCluster:
         return [node.machine.state for node in self.nodes.values()]
 
     def close(self) -> None:
-        for node in list(self.nodes.values()):
+        for node in [*self.nodes.values(), *self.dead]:
             self.outcome(node.shutdown())
         self.run(10.0, step=0.1)  # what is on its way on the network
         self.test.assertEqual(self.clock.getDelayedCalls(), [], "a stopped node left a timer behind")
@@ -175,7 +175,7 @@ class NodeTestCase(SynchronousTestCase):
     """A test with a cluster of three."""
 
     ids: tuple[int, ...] = (1, 2, 3)
-    settings: dict[str, Any] = {}
+    settings: ClassVar[dict[str, Any]] = {}
 
     def setUp(self) -> None:
         self.cluster = NodeCluster(self, **self.settings)

@@ -86,9 +86,9 @@ class Applier:
         self._pumping = True
         try:
             self._slice()
-        except ConsensusError as error:
+        except Exception as error:
             self._halted = True
-            self._rt.fail(error)
+            self._rt.broke("Applying", error)
         finally:
             self._pumping = False
             self.applying = False
@@ -222,9 +222,9 @@ class Applier:
             fresh = [entry for entry in entries if entry.index > self.last.index]
             self._apply_some(fresh, self._rt.clock.seconds() + SLICE_SECONDS)
             self._progress()
-        except ConsensusError as error:
+        except Exception as error:
             self._halted = True
-            self._rt.fail(error)
+            self._rt.broke("Applying", error)
         finally:
             self._pumping = False
         if not self._halted and self._later is None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..errors import ConsensusError, InvariantBroken, LogCompacted, NotLeader
+from ..errors import ConsensusError, LogCompacted, NotLeader
 from ..raft import Effects, Entry, LogId, LogRead, PeerAlarm, Persist, RaftCore
 from ._failures import error_in
 
@@ -59,9 +59,7 @@ class Driver:
                 if effects is not None:
                     self._carry_out(effects)
         except Exception as error:
-            self._rt.log.failure("The step loop failed")
-            known = isinstance(error, ConsensusError)
-            self._rt.fail(error if known else InvariantBroken(f"{type(error).__name__}: {error}"))
+            self._rt.broke("A step", error)
         finally:
             self._running = False
         if not self._dead:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 
 from ..errors import (
     ConsensusError,
@@ -69,7 +70,7 @@ class Proposals:
         self._rt = runtime
         self._elsewhere = elsewhere
         self._gathered: deque[Proposal] = deque()
-        self._scheduled = False
+        self._flush_call: IDelayedCall | None = None
         self._pending: deque[Proposal] = deque()
         self._strays: dict[int, list[Proposal]] = {}
         self.count = 0
@@ -113,13 +114,15 @@ class Proposals:
         proposal.deadline = self._rt.clock.seconds() + proposal.timeout
         self._rt.deadlines.add(proposal, timeout is None)
         self._gathered.append(proposal)
-        if not self._scheduled:
-            self._scheduled = True
-            self._rt.clock.callLater(0, self._flush)
+        if self._flush_call is None:
+            self._flush_call = self._rt.clock.callLater(0, self.flush)
         return proposal
 
-    def _flush(self) -> None:
-        self._scheduled = False
+    def flush(self) -> None:
+        """Hand what was gathered to the core, or as much of it as one step takes."""
+        if self._flush_call is not None and self._flush_call.active():
+            self._flush_call.cancel()
+        self._flush_call = None
         if not self._gathered:
             return
         batch: list[Proposal] = []
@@ -132,8 +135,7 @@ class Proposals:
             size += proposal.size
             batch.append(proposal)
         if self._gathered:
-            self._scheduled = True
-            self._rt.clock.callLater(0, self._flush)
+            self._flush_call = self._rt.clock.callLater(0, self.flush)
         self._rt.driver.input(self._append, batch)
 
     def _append(self, batch: list[Proposal], now: float) -> Effects | None:

@@ -12,7 +12,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..config import ConsensusConfig
-from ..errors import ConsensusError, NodeRemoved, NodeStopped, NotLeader
+from ..errors import ConsensusError, InvariantBroken, NodeRemoved, NodeStopped, NotLeader
 from ..network.interfaces import INetwork
 from ..raft import Member, RaftCore, Role
 from ..storage.interfaces import Identity, ILogStore, IStateMachineStore
@@ -241,6 +241,13 @@ class Runtime:
         self.applier.halt()
         self.clock.callLater(0, self._close)
 
+    def broke(self, what: str, error: Exception) -> None:
+        """Stop because of an exception; one that nobody foresaw is logged, and is a broken invariant."""
+        if not isinstance(error, ConsensusError):
+            self.log.failure("{what} failed", what=what)
+            error = InvariantBroken(f"{what} failed: {type(error).__name__}: {error}")
+        self.fail(error)
+
     def removed(self) -> None:
         """The committed configuration has no place for this node (H-47). Others may still wait for its answers."""
         if self._removal is None:
@@ -281,6 +288,7 @@ class Runtime:
         if core.role is not Role.LEADER or core.membership.all_voters <= {self.node_id}:
             return
         end = self.clock.seconds() + 2 * limit
+        self.proposals.flush()  # what came before is still taken
         token: Deferred[int] = Deferred()
         _ = token.addTimeout(2 * limit, self.clock)
         self.driver.input(core.transfer, token, None)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.python.failure import Failure
 
 from ..errors import ConsensusError, InvariantBroken, NodeStopped
 from ..raft import SnapshotPoint
@@ -68,7 +69,11 @@ class SnapshotBuilder:
         point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
         applier.entries_since_snapshot = applier.bytes_since_snapshot = 0
         # Both are fixed here, in one step; they are read later, in slices.
-        pieces = _joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
+        try:
+            pieces = _joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
+        except Exception:
+            self._ended(Failure())
+            return
         task = self._task = Deferred.fromCoroutine(self._build(point, pieces))
         _ = task.addBoth(self._ended)
 
