@@ -2,9 +2,8 @@
 
 import sys
 
-from twisted.application.internet import StreamServerEndpointService
 from twisted.application.service import MultiService
-from twisted.internet.endpoints import serverFromString
+from twisted.application.strports import service as listening_service
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
@@ -41,14 +40,13 @@ def make_service(reactor, node_id, addresses, directory):
         network=zc.HttpNetwork(reactor),
         clock=reactor,
     )
-    root, page = Resource(), CounterPage()
+    root, page, service = Resource(), CounterPage(), MultiService()
     page.node = node
     root.putChild(b"", page)
     root.putChild(b"raft", zc.raft_service_resource(node))
-    service = MultiService()
     node.setServiceParent(service)
-    endpoint = serverFromString(reactor, "tcp:{1}:interface={0}".format(*addresses[node_id].split(":")))
-    StreamServerEndpointService(endpoint, Site(root)).setServiceParent(service)
+    endpoint = "tcp:{1}:interface={0}".format(*addresses[node_id].split(":"))
+    listening_service(endpoint, Site(root), reactor=reactor).setServiceParent(service)
     members = [zc.InitialMember(other, address) for other, address in addresses.items()]
     return service, node.start().addCallback(lambda _: node.bootstrap(members))
 
