@@ -205,13 +205,19 @@ class FakeNode:
     def add_voter(
         self,
         node_id: int,
-        address: str,
+        address: str | None = None,
         client_address: str = "",
         *,
         timeout: float | None = None,
         forward: bool | None = None,
     ) -> Deferred[Membership]:
         changes: list[Any] = []
+        if address is None:
+            known = self.member(node_id)
+            if known is None:
+                # What is no member cannot become a voter.
+                return self._change(forward, ChangeVoters(self.voter_ids | {node_id}))
+            address, client_address = known.peer_address, known.client_address
         if self.member(node_id) != Member(node_id, bytes([node_id]) * 16, address, client_address):
             changes.append(AddLearner(Member(node_id, bytes([node_id]) * 16, address, client_address)))
         if node_id not in self.voter_ids:
@@ -241,11 +247,14 @@ class FakeNode:
         self,
         node_id: int,
         peer_address: str,
-        client_address: str,
+        client_address: str | None = None,
         *,
         timeout: float | None = None,
         forward: bool | None = None,
     ) -> Deferred[Membership]:
+        if client_address is None:
+            known = self.member(node_id)
+            client_address = known.client_address if known else ""
         return self._change(forward, ChangeAddress(node_id, peer_address, client_address))
 
     def transfer_leadership(

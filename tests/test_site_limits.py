@@ -205,7 +205,7 @@ class FriendlyTests(Case):
     limits: ClassVar = {
         "body": 10,
         "require_length": False,
-        "refusal": lambda status, message: (b"application/json", b'{"status": %d}' % status),
+        "refusal": lambda status, message, limits: (b"application/json", b'{"status": %d}' % status),
     }
 
     def test_no_length_is_an_empty_body(self) -> None:

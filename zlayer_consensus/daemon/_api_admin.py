@@ -11,6 +11,7 @@ from twisted.web.iweb import IRequest
 from ..kv import KeyValueMachine
 from ._api_http import ApiError, Options, bad, read_json, reply_json
 from ._api_txn import fields, integer, invalid
+from ._config import address_rule
 
 __all__ = ["AdminApi"]
 
@@ -106,8 +107,8 @@ class AdminApi:
             read_json(request), "", ("id", "peer_address"), ("client_address", "role", "auto_promote", "wait")
         )
         node_id = integer(body["id"], "id", 1)
-        peer_address = _text(body["peer_address"], "peer_address")
-        client_address = _text(body.get("client_address", ""), "client_address", may_be_empty=True)
+        peer_address = _address(body["peer_address"], "peer_address")
+        client_address = _address(body.get("client_address", ""), "client_address", may_be_empty=True)
         role = body.get("role", "learner")
         if role not in ("learner", "voter"):
             raise invalid("role", "must be learner or voter")
@@ -133,10 +134,8 @@ class AdminApi:
         keywords = _keywords(request)
         fields(read_json(request, optional=True), "", ())
         number = _path_id(node_id)
-        member = self._node.member(number)
-        if member is None:
-            raise _unknown_member(number)
-        membership = await self._node.add_voter(number, member.peer_address, member.client_address, **keywords)
+        # Without its address: the leader knows best where it is, and whether it is a member.
+        membership = await self._node.add_voter(number, **keywords)
         return _show_members(request, membership)
 
     async def remove_member(self, request: IRequest, node_id: str) -> bytes:
@@ -158,8 +157,10 @@ class AdminApi:
         keywords = _keywords(request)
         body = fields(read_json(request), "", ("peer_address",), ("client_address",))
         number = _path_id(node_id)
-        peer_address = _text(body["peer_address"], "peer_address")
-        client_address = _text(body.get("client_address", ""), "client_address", may_be_empty=True)
+        peer_address = _address(body["peer_address"], "peer_address")
+        client_address = body.get("client_address")
+        if client_address is not None:
+            client_address = _address(client_address, "client_address", may_be_empty=True)
         membership = await self._node.change_address(number, peer_address, client_address, **keywords)
         return _show_members(request, membership)
 
@@ -199,15 +200,12 @@ def _path_id(text: str) -> int:
     return int(text)
 
 
-def _unknown_member(node_id: int) -> ApiError:
-    message = f"membership change refused (unknown_member): node {node_id} is not a member"
-    detail = f"node {node_id} is not a member"
-    return ApiError(409, "membership_refused", message, reason="unknown_member", detail=detail)
-
-
-def _text(value: Any, where: str, may_be_empty: bool = False) -> str:
-    if not isinstance(value, str) or not (value or may_be_empty) or not value.isascii() or not value.isprintable():
+def _address(value: Any, where: str, may_be_empty: bool = False) -> str:
+    if not isinstance(value, str):
         raise invalid(where, "must be an address as text, host:port")
+    rule = None if may_be_empty and not value else address_rule(value)
+    if rule is not None:
+        raise invalid(where, rule)
     return value
 
 

@@ -20,6 +20,7 @@ __all__ = [
     "Headers",
     "Options",
     "answer",
+    "has_broken_escape",
     "read_json",
     "reply",
     "reply_json",
@@ -33,6 +34,8 @@ MAX_JSON_BYTES: Final = 2 << 20
 _MAX_TIMEOUT: Final = 300.0
 _MAX_INT: Final = (1 << 63) - 1
 _NUMBER: Final = re.compile(rb"[0-9]{1,19}", re.ASCII)
+_SECONDS: Final = re.compile(rb"[0-9]{1,9}(\.[0-9]{0,9})?(e-?[0-9]{1,2})?", re.ASCII | re.IGNORECASE)
+_BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 
 
 class ApiError(Exception):
@@ -110,17 +113,25 @@ def answer(
 class Options:
     """The query of a request, with a closed list of names: a misspelt option must not be ignored in silence.
 
-    :raises ApiError: 400, if a name is unknown or comes twice.
+    :raises ApiError: 400, if a name is unknown, comes twice or has no value, or if the percent-encoding is broken.
     """
 
     def __init__(self, request: IRequest, allowed: Iterable[str]) -> None:
         self._values: dict[str, bytes] = {}
         names = frozenset(allowed)
-        for raw, values in request.args.items():
+        query = request.uri.partition(b"?")[2]
+        if has_broken_escape(query):
+            raise bad("query", "the query has a % that two hexadecimal digits do not follow")
+        # Twisted leaves out what has no "=", so that ?retain would be as good as no option at all.
+        parts = query.replace(b";", b"&").split(b"&")
+        bare: list[tuple[bytes, list[bytes]]] = [(part, []) for part in parts if part and b"=" not in part]
+        for raw, values in (*request.args.items(), *bare):
             name = raw.decode("ascii", "backslashreplace")
             if name not in names:
                 known = ", ".join(sorted(names)) or "none"
-                raise bad(name, f"there is no option {name} here; the options are: {known}", "unknown_option")
+                raise bad(name, f"there is no option {text_of(raw)} here; the options are: {known}", "unknown_option")
+            if not values:
+                raise bad(name, f"the option {name} needs a value, {name}=...")
             if len(values) != 1:
                 raise bad(name, f"the option {name} is given {len(values)} times")
             self._values[name] = values[0]
@@ -154,10 +165,7 @@ class Options:
         value = self._values.get("timeout")
         if value is None:
             return None
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
+        seconds = float(value) if _SECONDS.fullmatch(value) else math.nan
         if not 0 < seconds <= _MAX_TIMEOUT:
             raise bad("timeout", f"timeout is a number of seconds up to {_MAX_TIMEOUT:g}, not {text_of(value)}")
         return seconds
@@ -175,9 +183,13 @@ def bad(field: str, message: str, code: str = "invalid_option") -> ApiError:
 
 
 def text_of(value: bytes) -> str:
-    """Return bytes from outside as one short printable line (A-34)."""
-    shown = value[:80].decode("ascii", "backslashreplace")
-    return repr(shown + ("..." if len(value) > 80 else ""))
+    """Return bytes from outside as one short printable line, in quotes (A-34)."""
+    return repr(value[:80] + (b"..." if len(value) > 80 else b""))[1:]
+
+
+def has_broken_escape(raw: bytes) -> bool:
+    """Return whether a raw path or query has a ``%`` that is not part of an escape."""
+    return b"%" in raw and _BROKEN_ESCAPE.search(raw) is not None
 
 
 def read_json(request: IRequest, *, optional: bool = False) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
+from collections.abc import Sequence
 from typing import Any, Final
 
 from twisted.internet.defer import Deferred
@@ -13,13 +14,12 @@ from ..errors import DomainError
 from ..kv import Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, prefix_end
 from ..kv import RangeResult as _RangeResult
 from ._api_errors import error_reply
-from ._api_http import ApiError, Options, answer, bad, read_json, reply, reply_json
+from ._api_http import ApiError, Options, answer, bad, has_broken_escape, read_json, reply, reply_json
 from ._api_txn import parse_txn, plain_pair, plain_result
 
 __all__ = ["KeyValueApi", "write_options"]
 
 _ALLOWED: Final = b"GET, HEAD, PUT, DELETE"
-_BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _BINARY: Final = b"application/octet-stream"
 _WRITE_OPTIONS: Final = ("forward", "timeout")
 _READ_OPTIONS: Final = ("consistency", "forward", "revision", "timeout")
@@ -31,21 +31,24 @@ def write_options(request: IRequest) -> dict[str, Any]:
 
     :raises ApiError: 400.
     """
-    options = Options(request, _WRITE_OPTIONS) if request.args else None
+    options = Options(request, _WRITE_OPTIONS) if b"?" in request.uri else None
     keywords: dict[str, Any] = {}
     if options is not None:
         keywords = {"timeout": options.timeout, "forward": options.forward}
-    session = request.getHeader(b"x-zlayer-session")
-    sequence = request.getHeader(b"x-zlayer-sequence")
+    session = request.requestHeaders.getRawHeaders(b"x-zlayer-session")
+    sequence = request.requestHeaders.getRawHeaders(b"x-zlayer-sequence")
     if session is not None or sequence is not None:
         keywords["session"] = _header_number("X-ZLayer-Session", session)
         keywords["sequence"] = _header_number("X-ZLayer-Sequence", sequence)
     return keywords
 
 
-def _header_number(name: str, value: bytes | None) -> int:
-    if value is None:
+def _header_number(name: str, values: Sequence[bytes] | None) -> int:
+    if values is None:
         raise bad(name, "X-ZLayer-Session and X-ZLayer-Sequence go together", "invalid_header")
+    if len(values) != 1:
+        raise bad(name, f"{name} is given {len(values)} times", "invalid_header")
+    value = values[0]
     if not _SEQUENCE.fullmatch(value) or not 0 < int(value) < 1 << 63:
         raise bad(name, f"{name} is a number from 1 to 2^63 - 1", "invalid_header")
     return int(value)
@@ -71,7 +74,7 @@ class KeyValueApi:
             return error_reply(request, self._node, error)
 
         try:
-            if b"%" in request.uri and _BROKEN_ESCAPE.search(request.uri.split(b"?", 1)[0]):
+            if has_broken_escape(request.uri.partition(b"?")[0]):
                 raise ApiError(400, "invalid_path", "the path has a % that two hexadecimal digits do not follow")
             method = request.method
             if method == b"PUT":
@@ -123,7 +126,7 @@ class KeyValueApi:
     def _get(self, request: IRequest, key: bytes, show_error: Any) -> Any:
         if not key:
             raise DomainError("empty_key", "a key has at least one byte")
-        options = Options(request, _READ_OPTIONS) if request.args else None
+        options = Options(request, _READ_OPTIONS) if b"?" in request.uri else None
         revision = options.number("revision") if options else 0
 
         def read(_machine: Any) -> tuple[bytes | None, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from twisted.web.iweb import IRequest
@@ -97,20 +98,21 @@ def client_root(node: ConsensusNode, application: Application) -> IResource:
     return _Root(interface, application.resource(node, application.machine))
 
 
-def _error_body(code: str, message: str) -> bytes:
-    return json.dumps({"code": code, "message": message, "attributes": {}}).encode() + b"\n"
+def _error_body(code: str, message: str, attributes: Mapping[str, int]) -> bytes:
+    value = {"code": code, "message": message, "attributes": dict(attributes)}
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
 
 
-def _client_refusal(status: int, message: str) -> tuple[bytes, bytes]:
-    code = {408: "request_timeout", 411: "length_required", 413: "body_too_large"}.get(status, "invalid_http")
-    return b"application/json", _error_body(code, message)
+def _client_refusal(status: int, message: str, limits: Mapping[str, int]) -> tuple[bytes, bytes]:
+    code = {408: "request_timeout", 413: "body_too_large", 431: "header_too_large"}.get(status, "invalid_http")
+    return b"application/json", _error_body(code, message, limits)
 
 
 class Recovering(Resource):
     """Answers everything until recovery is done."""
 
     isLeaf = True
-    _BODY = _error_body("recovering", "the node is recovering its data")
+    _BODY = _error_body("recovering", "the node is recovering its data", {})
 
     def render(self, request: IRequest) -> bytes:
         """Answer 503, whatever was asked."""

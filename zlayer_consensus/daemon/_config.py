@@ -19,7 +19,15 @@ import attrs
 from ..config import ConsensusConfig
 from ..errors import ConfigError
 
-__all__ = ["ConfigFileError", "ConfiguredMember", "NodeConfig", "StorageConfig", "load_config", "parse_config"]
+__all__ = [
+    "ConfigFileError",
+    "ConfiguredMember",
+    "NodeConfig",
+    "StorageConfig",
+    "address_rule",
+    "load_config",
+    "parse_config",
+]
 
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?):([0-9]{1,5})")
@@ -247,14 +255,22 @@ def _endpoint(listen: _Table, name: str) -> str:
     return value
 
 
+def address_rule(value: str) -> str | None:
+    """Return the rule that an address to connect to breaks, or None if it is fine."""
+    match = _ADDRESS.fullmatch(value)
+    if match is None or not 0 < int(match[3]) < 65536 or len(value) > 255:
+        return 'must be "host:port" without a scheme; an IPv6 address stands in brackets'
+    if match[1] in _WILDCARDS:
+        return "is where one listens; others need an address that they can connect to"
+    return None
+
+
 def _address(table: _Table, key: str, value: object) -> str:
     if not isinstance(value, str):
         table.refuse(key, value, 'must be text, "host:port"')
-    match = _ADDRESS.fullmatch(value)
-    if match is None or not 0 < int(match[3]) < 65536 or len(value) > 255:
-        table.refuse(key, value, 'must be "host:port" without a scheme; an IPv6 address stands in brackets')
-    if match[1] in _WILDCARDS:
-        table.refuse(key, value, "is where one listens; others need an address that they can connect to")
+    rule = address_rule(value)
+    if rule is not None:
+        table.refuse(key, value, rule)
     return value
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import attrs
@@ -29,7 +29,7 @@ _NEEDS_LENGTH = frozenset({b"POST", b"PUT", b"PATCH"})
 _IN_MEMORY = 4 << 20
 
 
-def _plain_refusal(status: int, message: str) -> tuple[bytes, bytes]:
+def _plain_refusal(status: int, message: str, _limits: Mapping[str, int]) -> tuple[bytes, bytes]:
     return b"text/plain; charset=utf-8", message.encode() + b"\n"
 
 
@@ -50,7 +50,8 @@ class SiteLimits:
         would reset the connection and take the answer with it.
     :param require_length: whether POST, PUT and PATCH without length and chunks are refused with 411, or taken as
         having an empty body.
-    :param refusal: returns content type and body of a refusal, from its status and a sentence.
+    :param refusal: returns content type and body of a refusal, from its status, a sentence, and what of ``limit`` (of
+        the body) and ``size`` is known, with 413.
     """
 
     body: int | Callable[[bytes, bytes], int]
@@ -61,7 +62,7 @@ class SiteLimits:
     idle_timeout: float = 75.0
     linger_timeout: float = 2.0
     require_length: bool = True
-    refusal: Callable[[int, str], tuple[bytes, bytes]] = _plain_refusal
+    refusal: Callable[[int, str, Mapping[str, int]], tuple[bytes, bytes]] = _plain_refusal
 
     def body_limit(self, method: bytes, path: bytes) -> int:
         """Return the largest body of a request."""
@@ -84,7 +85,7 @@ class _Request(Request):
         """Take bytes of the body, unless they are too many."""
         self._received += len(data)
         if self._received > self._limit:
-            self.channel.refuse(413, f"the body is larger than the limit of {self._limit} bytes")
+            self.channel.refuse(413, f"the body is larger than the limit of {self._limit} bytes", limit=self._limit)
         elif not self.channel.refused:
             super().handleContentChunk(data)
 
@@ -143,7 +144,7 @@ class _Channel(HTTPChannel):
 
     def lineLengthExceeded(self, line: bytes) -> None:
         """Answer, where twisted.web closes without a word."""
-        self.refuse(431, "a header is too long")
+        self.refuse(431, "the request line or a header is too long")
 
     def headerReceived(self, line: bytes) -> bool:
         """Take one header. ``int`` raises on thousands of digits, which twisted.web does not expect (A-13)."""
@@ -161,7 +162,8 @@ class _Channel(HTTPChannel):
         self._in_body = True
         self.body_limit = self.limits.body_limit(self._command, self._path)
         if self.length is not None and self.length > self.body_limit:
-            self.refuse(413, f"the body has {self.length} bytes, the limit is {self.body_limit}")
+            message = f"the body has {self.length} bytes, the limit is {self.body_limit}"
+            self.refuse(413, message, size=self.length, limit=self.body_limit)
         elif self._transferDecoder is None and self.limits.require_length and self._command in _NEEDS_LENGTH:
             self.refuse(411, "the request has neither a length nor chunks")
         else:
@@ -182,7 +184,7 @@ class _Channel(HTTPChannel):
         super().requestDone(request)
         self._set_deadline()
 
-    def refuse(self, status: int, message: str) -> None:
+    def refuse(self, status: int, message: str, **limits: int) -> None:
         """Answer with an error of the site, and close: what follows on the connection is never looked at."""
         if self.refused:
             return
@@ -191,7 +193,7 @@ class _Channel(HTTPChannel):
         self._stop_deadline()
         self.setTimeout(None)
         self.site.told(self, status, message)
-        content_type, body = self.limits.refusal(status, message)
+        content_type, body = self.limits.refusal(status, message, limits)
         head = (
             f"HTTP/1.1 {status} {RESPONSES.get(status, b'Refused').decode('ascii')}\r\nConnection: close\r\n"
             f"Content-Length: {len(body)}\r\nContent-Type: {content_type.decode('ascii')}\r\n\r\n"

@@ -39,11 +39,11 @@ __all__ = ["Admin"]
 
 _SCHEMAS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "add_learner": {"node_id": int, "address": str, "client_address": str, "blocking": bool, "auto_promote": bool},
-    "add_voter": {"node_id": int, "address": str, "client_address": str},
+    "add_voter": {"node_id": int, "address": (str, type(None)), "client_address": str},
     "remove_voter": {"node_id": int, "retain": bool, "force": bool},
     "remove_learner": {"node_id": int},
     "change_membership": {"voters": list, "retain": bool, "force": bool},
-    "change_address": {"node_id": int, "peer_address": str, "client_address": str},
+    "change_address": {"node_id": int, "peer_address": str, "client_address": (str, type(None))},
     "transfer_leadership": {"target": (int, type(None))},
 }
 """The operations and their arguments, as they travel."""
@@ -122,6 +122,8 @@ class Admin:
             await self._add_voter(budget, **arguments)
         elif name == "remove_voter":
             await self._remove_voter(budget, **arguments)
+        elif name == "change_address":
+            await self._change_address(budget, **arguments)
         else:
             await self._change(_change_of(name, arguments), budget)
         return self._rt.core.membership.to_plain()
@@ -159,7 +161,10 @@ class Admin:
         if blocking:
             await self._until_caught_up(node_id, budget)
 
-    async def _add_voter(self, budget: _Budget, node_id: int, address: str, client_address: str) -> None:
+    async def _add_voter(self, budget: _Budget, node_id: int, address: str | None, client_address: str) -> None:
+        if address is None:
+            member = self._member(node_id)
+            address, client_address = member.peer_address, member.client_address
         if node_id in self._rt.core.membership.voters and await self._is_added(node_id, address):
             return
         await self._add_learner(budget, node_id, address, client_address, blocking=True, auto_promote=False)
@@ -172,6 +177,19 @@ class Admin:
         if node_id not in voters:
             raise MembershipRefused("unknown_member", f"node {node_id} is not a voter")
         await self._change(ChangeVoters(voters - {node_id}, retain, force), budget)
+
+    async def _change_address(
+        self, budget: _Budget, node_id: int, peer_address: str, client_address: str | None
+    ) -> None:
+        if client_address is None:
+            client_address = self._member(node_id).client_address
+        await self._change(ChangeAddress(node_id, peer_address, client_address), budget)
+
+    def _member(self, node_id: int) -> Member:
+        member = self._rt.core.membership.members.get(node_id)
+        if member is None:
+            raise MembershipRefused("unknown_member", f"node {node_id} is not a member")
+        return member
 
     async def _is_added(self, node_id: int, address: str) -> bool:
         """Whether a member is there already, as it should be; so a caller may try again after an unknown outcome."""
@@ -220,8 +238,6 @@ class Admin:
 def _change_of(name: str, arguments: dict[str, Any]) -> MembershipChange:
     if name == "remove_learner":
         return RemoveLearner(arguments["node_id"])
-    if name == "change_address":
-        return ChangeAddress(**arguments)
     try:
         voters = frozenset(arguments["voters"])
     except TypeError:

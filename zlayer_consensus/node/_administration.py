@@ -66,13 +66,16 @@ class NodeAdministration:
     def add_voter(
         self,
         node_id: int,
-        address: str,
+        address: str | None = None,
         client_address: str = "",
         *,
         timeout: float | None = None,
         forward: bool | None = None,
     ) -> Deferred[Membership]:
-        """Add a voter: as a learner first, then, when it has caught up, through a joint configuration (H-44)."""
+        """Add a voter: as a learner first, then, when it has caught up, through a joint configuration (H-44).
+
+        :param address: None for a node that is a member already: it stays where the leader knows it to be.
+        """
         arguments = {"node_id": node_id, "address": address, "client_address": client_address}
         return self._change("add_voter", arguments, timeout, forward)
 
@@ -120,12 +123,15 @@ class NodeAdministration:
         self,
         node_id: int,
         peer_address: str,
-        client_address: str,
+        client_address: str | None = None,
         *,
         timeout: float | None = None,
         forward: bool | None = None,
     ) -> Deferred[Membership]:
-        """Change where a member is reached."""
+        """Change where a member is reached.
+
+        :param client_address: None leaves it as it is.
+        """
         arguments = {"node_id": node_id, "peer_address": peer_address, "client_address": client_address}
         return self._change("change_address", arguments, timeout, forward)
 
