@@ -123,6 +123,10 @@ def _check_list(runtime: Runtime, members: list[InitialMember]) -> None:
 def _is_no_op(runtime: Runtime, members: list[InitialMember], listed: bytes) -> bool:
     """Whether this was done before; a store that has a log and does not agree is refused."""
     core, identity = runtime.core, runtime.identity
+    if identity.origin and _name_in(identity.origin) != _name_in(listed):
+        raise BootstrapMismatch(
+            f"this node belongs to a cluster with the name {_name_in(identity.origin)!r}, not {_name_in(listed)!r}"
+        )
     if core.last == NO_LOG and core.snapshot is None:
         if identity.cluster_id and identity.origin != listed:
             raise BootstrapMismatch(
@@ -140,6 +144,10 @@ def _is_no_op(runtime: Runtime, members: list[InitialMember], listed: bytes) -> 
         f"the log of node {runtime.node_id} is of a cluster with other members: it was begun with another list, and "
         f"its voters now are {_names(voters)}"
     )
+
+
+def _name_in(listed: bytes) -> object:
+    return _cbor.loads(listed)[0]
 
 
 def _names(members: Iterable[tuple[int, str]]) -> str:

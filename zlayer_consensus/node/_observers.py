@@ -62,6 +62,13 @@ class Observers:
                 self._call(on_role, role)
         if change.leader_id != self.leader_id:
             self.leader_id = change.leader_id
+            if change.leader_id not in (None, self._rt.node_id):
+                self._rt.log.info(
+                    "node {node} follows node {leader} in term {term}",
+                    node=self._rt.node_id,
+                    leader=change.leader_id,
+                    term=change.term,
+                )
             for on_leader in list(self._leader_callbacks):
                 self._call(on_leader, change.leader_id)
 

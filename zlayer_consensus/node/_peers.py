@@ -64,6 +64,16 @@ _MAX_INBOUND = 4096
 _CLUSTER_ID_BYTES = 16
 
 
+class _Silence:
+    """A peer that left messages unanswered, and none answered since."""
+
+    __slots__ = ("last", "since", "told")
+
+    def __init__(self, now: float) -> None:
+        self.since = self.last = now
+        self.told = False
+
+
 class Peers:
     """Checks envelopes (A-08), takes in RPCs, and sends those of the core."""
 
@@ -75,6 +85,7 @@ class Peers:
         self._inbound: set[Deferred[Reply]] = set()
         self._adopting: list[Deferred[None]] | None = None
         self._trouble: dict[int, str] = {}
+        self._silent: dict[int, _Silence] = {}
 
     # Outbound.
 
@@ -133,13 +144,40 @@ class Peers:
         driver, core = self._rt.driver, self._rt.core
         if type(reply) is _REPLIES[type(send.message)]:
             self._trouble.pop(send.peer, None)
+            if self._silent:
+                self._heard_of(send.peer)
             driver.input(core.response, send.peer, send.message, reply)
         else:
             self._rt.log.error("Node {peer} answered with the wrong message", peer=send.peer)
             driver.input(core.send_failed, send.peer, send.message)
 
-    def _unanswered(self, _failure: Failure, send: Send) -> None:
+    def _unanswered(self, failure: Failure, send: Send) -> None:
+        if isinstance(failure.value, PeerUnreachable):
+            self._not_heard_of(send.peer, failure.value)
         self._rt.driver.input(self._rt.core.send_failed, send.peer, send.message)
+
+    def _not_heard_of(self, node_id: int, error: PeerUnreachable) -> None:
+        """Say once that a peer is away, when it has been for as long as would make others campaign."""
+        now = self._rt.clock.seconds()
+        patience = self._rt.config.election_timeout_max
+        silence = self._silent.get(node_id)
+        if silence is None or (now - silence.last > patience and not silence.told):
+            silence = self._silent[node_id] = _Silence(now)
+        silence.last = now
+        if not silence.told and now - silence.since >= patience:
+            silence.told = True
+            self._rt.log.warn(
+                "node {peer} at {address} does not answer: {reason}",
+                peer=node_id,
+                address=error.address,
+                reason=error.reason,
+            )
+
+    def _heard_of(self, node_id: int) -> None:
+        silence = self._silent.pop(node_id, None)
+        if silence is not None and silence.told:
+            seconds = self._rt.clock.seconds() - silence.since
+            self._rt.log.info("node {peer} answers again, after {seconds:.0f} s", peer=node_id, seconds=seconds)
 
     # Inbound.
 
