@@ -27,15 +27,15 @@ def load_example() -> ModuleType:
     return module
 
 
-def free_addresses(count: int) -> dict[int, str]:
-    """Return loopback addresses whose ports were free a moment ago."""
+def free_ports(count: int) -> dict[int, int]:
+    """Return loopback ports that were free a moment ago."""
     sockets = [socket.socket() for _ in range(count)]
     for one in sockets:
         one.bind(("127.0.0.1", 0))
-    addresses = {number: f"127.0.0.1:{one.getsockname()[1]}" for number, one in enumerate(sockets, 1)}
+    ports = {number: one.getsockname()[1] for number, one in enumerate(sockets, 1)}
     for one in sockets:
         one.close()
-    return addresses
+    return ports
 
 
 class EmbeddingTests(TestCase):
@@ -50,10 +50,10 @@ class EmbeddingTests(TestCase):
     async def test_counts_anywhere_and_reads_elsewhere(self) -> None:
         """Increments at any node are seen by a read at any other."""
         make_service: Any = load_example().make_service
-        addresses = free_addresses(3)
+        ports = free_ports(3)
         services, started = [], []
-        for number in addresses:
-            service, joined = make_service(reactor, number, addresses, f"{self.mktemp()}-{number}")
+        for number in ports:
+            service, joined = make_service(reactor, number, ports, f"{self.mktemp()}-{number}")
             service.startService()
             self.addCleanup(service.stopService)
             services.append(service)
@@ -61,7 +61,7 @@ class EmbeddingTests(TestCase):
         await gatherResults(started, consumeErrors=True)
         pool = HTTPConnectionPool(reactor, persistent=False)
         http = treq.client.HTTPClient(Agent(reactor, pool=pool))
-        urls = [f"http://{address}/" for address in addresses.values()]
+        urls = [f"http://127.0.0.1:{port}/counter/" for port in ports.values()]
 
         async def ask(method: str, url: str) -> str:
             while True:  # until there is a leader; the test's own time-out bounds it

@@ -1,11 +1,11 @@
-"""A counter on the web that survives the loss of a machine. Start it with 1, 2 and 3 as its argument."""
+"""A counter on the web that survives the loss of a machine. Start it three times, with the arguments 1, 2 and 3."""
 
 import sys
 
+from klein import Klein
 from twisted.application.service import MultiService
 from twisted.application.strports import service as listening_service
-from twisted.web.resource import Resource
-from twisted.web.server import NOT_DONE_YET, Site
+from twisted.web import resource, server
 
 import zlayer_consensus as zc
 
@@ -15,47 +15,45 @@ def increment(state, step):
     return state["count"]
 
 
-class CounterPage(Resource):
-    def render_POST(self, request):
-        return answer(request, self.node.propose(1))
+def counter_page(node):
+    app = Klein()
 
-    def render_GET(self, request):
-        return answer(request, self.node.read_state(lambda machine: machine.state["count"]))
+    @app.route("/", methods=["POST"])
+    def add(request):
+        return node.propose(1).addCallback(str)
+
+    @app.route("/", methods=["GET"])
+    def read(request):
+        return node.read_state(lambda machine: machine.state["count"]).addCallback(str)
+
+    @app.handle_errors(zc.ConsensusError)
+    def refuse(request, failure):
+        request.setResponseCode(503)
+        return failure.getErrorMessage()
+
+    return app.resource()
 
 
-def answer(request, outcome):
-    request.notifyFinish().addErrback(lambda _: outcome.cancel())  # gives up waiting, not the increment
-    outcome.addCallback(lambda count: request.write(b"%d\n" % count))
-    outcome.addErrback(lambda why: (request.setResponseCode(503), request.write(f"{why.value}\n".encode())))
-    outcome.addCallback(lambda _: request.finish() if request.channel else None)
-    return NOT_DONE_YET
-
-
-def make_service(reactor, node_id, addresses, directory):
-    node = zc.ConsensusNode(
-        node_id=node_id,
-        address=addresses[node_id],
-        log_store=zc.FileLogStore(directory, node_id, reactor=reactor),
-        state_machine=zc.FileStateMachine(directory, {"count": 0}, increment, reactor=reactor),
-        network=zc.HttpNetwork(reactor),
-        clock=reactor,
-    )
-    root, page, service = Resource(), CounterPage(), MultiService()
-    page.node = node
-    root.putChild(b"", page)
+def make_service(reactor, me, ports, directory):
+    members = [zc.InitialMember(node_id, f"127.0.0.1:{port}") for node_id, port in ports.items()]
+    log = zc.FileLogStore(directory, me, reactor=reactor)
+    state = zc.FileStateMachine(directory, {"count": 0}, increment, reactor=reactor)
+    node = zc.ConsensusNode(node_id=me, address=f"127.0.0.1:{ports[me]}", log_store=log, state_machine=state,
+                            network=zc.HttpNetwork(reactor), clock=reactor)  # fmt: skip
+    root = resource.Resource()
+    root.putChild(b"counter", counter_page(node))
     root.putChild(b"raft", zc.raft_service_resource(node))
-    node.setServiceParent(service)
-    endpoint = "tcp:{1}:interface={0}".format(*addresses[node_id].split(":"))
-    listening_service(endpoint, Site(root), reactor=reactor).setServiceParent(service)
-    members = [zc.InitialMember(other, address) for other, address in addresses.items()]
-    return service, node.start().addCallback(lambda _: node.bootstrap(members))
+    application = MultiService()
+    node.setServiceParent(application)
+    endpoint = f"tcp:{ports[me]}:interface=127.0.0.1"
+    listening_service(endpoint, server.Site(root), reactor=reactor).setServiceParent(application)
+    return application, node.start().addCallback(lambda _: node.bootstrap(members))
 
 
 if __name__ == "__main__":
     from twisted.internet import reactor
 
-    me = int(sys.argv[1])
-    app, _ = make_service(reactor, me, {i: f"127.0.0.1:{8000 + i}" for i in (1, 2, 3)}, f"counter{me}")
+    app, _ = make_service(reactor, int(sys.argv[1]), {1: 8001, 2: 8002, 3: 8003}, "counter" + sys.argv[1])
     app.startService()
     reactor.addSystemEventTrigger("before", "shutdown", app.stopService)
     reactor.run()
