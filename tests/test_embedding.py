@@ -47,6 +47,10 @@ class EmbeddingTests(TestCase):
         """An application of less than 60 lines."""
         self.assertLess(len(EXAMPLE.read_text().splitlines()), 60)
 
+    def test_the_front_page_shows_it(self) -> None:
+        """The README's first program is the example, to the letter."""
+        self.assertIn(f"```python\n{EXAMPLE.read_text()}```", (EXAMPLE.parents[2] / "README.md").read_text())
+
     async def test_counts_anywhere_and_reads_elsewhere(self) -> None:
         """Increments at any node are seen by a read at any other."""
         make_service: Any = load_example().make_service
