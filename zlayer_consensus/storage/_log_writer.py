@@ -13,7 +13,8 @@ from ._log_index import LogIndex, Summary
 from ._record import BATCH, MARK, PAGE, SECTOR, Purge, encode_record, mark_position, record_size, stored_length
 from ._recovery import Layout, encode_seal_record, recover
 from ._scan import read_entries
-from ._segment import SEGMENT_HEADER, Segment, SegmentHeader, encode_header, parse_name, seal_bound, segment_name
+from ._segment import SEGMENT_HEADER, SegmentHeader, parse_name, seal_bound
+from ._segment_files import SegmentFiles
 from .interfaces import Identity
 
 __all__ = ["LogWriter"]
@@ -21,7 +22,6 @@ __all__ = ["LogWriter"]
 RESERVE_BYTES = 1 << 20
 """Space that is kept for term and vote on a full disk."""
 _SMALL_SEGMENT = 64 << 10
-_SPARE_STEP = 512 << 10
 _FRESH = Summary(NO_LOG, NO_LOG, HardState(), 0, 0)
 
 
@@ -49,6 +49,7 @@ class LogWriter:
         self.warnings: list[str] = []
         self._file_system = file_system
         self._layout = Layout(directory)
+        self._files = SegmentFiles(file_system, self._layout.wal, segment_bytes)
         self._node_id = node_id
         self._random_bytes = random_bytes
         self._segment_bytes = segment_bytes
@@ -58,8 +59,6 @@ class LogWriter:
         self._index: LogIndex
         self._lock: IFileLock | None = None
         self._file: IFile | None = None
-        self._spare: tuple[IFile, int] | None = None
-        self._spare_refused = False
         self._closed = True
         """Whether the last record is such that no damage before it can be taken for an unfinished write."""
 
@@ -123,7 +122,7 @@ class LogWriter:
             fs.remove(path)
         self._identity = Identity(self._node_id, self._random_bytes(16))
         self._index = LogIndex(_FRESH)
-        segment, file = self._create_segment(self._header(1, 0, 0, _FRESH, self._segment_bytes))
+        segment, file = self._files.create(self._header(1, 0, 0, _FRESH, self._segment_bytes))
         file.close()
         self._index.segments.append(segment)
         write_identity(fs, layout.directory, self._identity)
@@ -152,10 +151,9 @@ class LogWriter:
                 if clean:
                     self.mark()
                 self._file.close()
-            if self._spare is not None:
-                self._spare[0].close()
+            self._files.close()
         finally:
-            self._file = self._spare = None
+            self._file = None
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
@@ -238,14 +236,12 @@ class LogWriter:
             old.header.seq + 1, old.end, old.chain, index.summary, max(self._segment_bytes, wanted)
         )  # fmt: skip
         try:
-            segment, file = self._create_segment(header)
+            segment, file = self._files.create(header)
         except StorageFull:
             if not small:
                 raise
             self._release_reserve()
-            segment, file = self._create_segment(
-                header._replace(size=-(-max(_SMALL_SEGMENT, wanted) // SECTOR) * SECTOR)
-            )
+            segment, file = self._files.create(header._replace(size=-(-max(_SMALL_SEGMENT, wanted) // SECTOR) * SECTOR))
         assert self._file is not None
         seal = encode_seal_record(old, index.summary)
         self._file.write(old.end, seal)
@@ -253,7 +249,7 @@ class LogWriter:
         self._file.close()
         old.sealed, old.seal_bytes = True, len(seal)
         index.segments.append(segment)
-        self._file, self._closed, self._spare_refused = file, True, False
+        self._file, self._closed = file, True
 
     def _release_reserve(self) -> None:
         if self._file_system.exists(self._layout.reserve):
@@ -270,73 +266,18 @@ class LogWriter:
             summary.last, summary.purged, summary.state, summary.committed, summary.time_ms,
         )  # fmt: skip
 
-    def _create_segment(self, header: SegmentHeader) -> tuple[Segment, IFile]:
-        """Make a segment's file durable under its name, all zeros behind its header."""
-        fs = self._file_system
-        temporary = self._spare_path(header.seq)
-        file, filled = self._spare if self._spare is not None else (self._create_spare(header.seq), 0)
-        self._spare = None
-        try:
-            # A spare for a usual segment serves a larger one too; a smaller one is made from scratch.
-            if filled < header.size:
-                file.zero(filled, header.size - filled)
-            elif filled > header.size:
-                header = header._replace(size=filled)
-            file.write(0, encode_header(header))
-            file.sync()
-        except StorageFull:
-            file.close()
-            fs.remove(temporary)
-            raise
-        path = f"{self._layout.wal}/{segment_name(header.seq, header.last.index + 1)}"
-        fs.rename(temporary, path)
-        fs.sync_dir(self._layout.wal)
-        return Segment(path, header), file
-
-    def _spare_path(self, seq: int) -> str:
-        return f"{self._layout.wal}/{seq:016x}.tmp"
-
-    def _create_spare(self, seq: int) -> IFile:
-        path = self._spare_path(seq)
-        if self._file_system.exists(path):
-            self._file_system.remove(path)
-        return self._file_system.create(path)
-
     @property
     def has_work(self) -> bool:
         """Whether ``do_work`` has anything to do."""
-        return self._wants_spare or self._index.has_purged
+        return self._files.wants_spare(self._index.active) or self._index.has_purged
 
     def do_work(self) -> bool:
         """Remove what is purged and prepare a part of the next segment; return whether there is more."""
         self.drop_purged()
-        if self._wants_spare:
-            self._extend_spare()
-        return self._wants_spare
-
-    @property
-    def _wants_spare(self) -> bool:
-        """Whether the next segment's file, begun when this one is half full, is behind: both get ready together."""
         active = self._index.active
-        past_half = active.end * 2 - active.header.size
-        filled = self._spare[1] if self._spare is not None else 0
-        return past_half > 0 and filled < min(past_half + _SPARE_STEP, self._segment_bytes) and not self._spare_refused
-
-    def _extend_spare(self) -> None:
-        """Do a part of the preparation of the next segment, so that no write waits for all of it."""
-        seq = self._index.active.header.seq + 1
-        file, filled = self._spare if self._spare is not None else (self._create_spare(seq), 0)
-        step = min(_SPARE_STEP, self._segment_bytes - filled)
-        try:
-            file.zero(filled, step)
-            file.sync()
-        except StorageFull:
-            # Not yet the time to fail: the segment may be needed only once there is space again.
-            file.close()
-            self._spare, self._spare_refused = None, True
-            self._file_system.remove(self._spare_path(seq))
-            return
-        self._spare = file, filled + step
+        if self._files.wants_spare(active):
+            self._files.extend_spare(active.header.seq + 1)
+        return self._files.wants_spare(active)
 
     # Reading and purging
 
