@@ -167,8 +167,7 @@ class Actions:
         if member is not None and member.core is not None:
             self.world.trace("change", member.node_id, change)
             token = member.wait("change")
-            now = self.world.now
-            member.step(member.core.change_membership(token, change, int(now * 1000), now))
+            member.step(member.core.change_membership(token, change, self.world.wall_clock_ms(), self.world.now))
 
     def add_learner(self) -> None:
         """Start a new, empty member and add it."""

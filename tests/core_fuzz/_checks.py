@@ -102,6 +102,8 @@ class Checker:
         holders = [other for other, disk in disks.items() if disk.holds(index, entry.term)]
         require(is_quorum(membership, holders), "entry", entry.id, "is committed at", node, "but only on", holders)
         require(index == len(self.committed) + 1, "entry", index, "is committed out of order")
+        before = self.committed.get(index - 1)
+        require(before is None or before.time_ms <= entry.time_ms, "the log's time falls at entry", index)
         self.committed[index], self.commit_terms[index] = entry, term
         self.states[index] = chain(self.states[index - 1], entry)
         self.commit = index

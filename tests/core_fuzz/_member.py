@@ -174,7 +174,17 @@ class Member:
         if core.role is Role.LEADER and (self.role is not Role.LEADER or core.term != self.term):
             self.world.trace("leads", node, "term", core.term)
             self.checker.leads(node, self.epoch, core.term, mirror)
+        if core.role is Role.LEADER and core.term == max(self.checker.leaders) and self.random.random() < 0.1:
+            self._look_at_progress(core)
         self.role, self.term, self._membership = core.role, core.term, core.membership
+
+    def _look_at_progress(self, core: RaftCore) -> None:
+        """What the newest leader believes to be on a peer's disk is there."""
+        for peer, progress in core.progress().items():
+            term = core.term_at(progress.match)
+            if progress.match and term is not None:
+                there = self.world.disks[peer].holds(progress.match, term)
+                require(there, "node", self.node_id, "believes that node", peer, "has", progress.match)
 
     _membership = Membership()
 
@@ -378,7 +388,7 @@ class Member:
         core = self.core
         assert core is not None
         before = core.last
-        effects = core.propose(drafts, int(self.world.now * 1000), self.world.now)
+        effects = core.propose(drafts, self.world.wall_clock_ms(), self.world.now)
         if effects.proposed is None:
             require(len(effects.refused) == 1 and core.last == before, "node", self.node_id, "half refused a proposal")
         else:

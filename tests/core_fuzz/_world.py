@@ -124,6 +124,10 @@ class World:
         """Draw the time that the state machine takes."""
         return self.knobs.apply_delay * self.random.random() * self.faults
 
+    def wall_clock_ms(self) -> int:
+        """Return what a member takes for the time of day; they do not agree, and step back."""
+        return int((self.now + self.random.choice((0, -5, 5))) * 1000)
+
     # -- network
 
     def _lost(self, source: int, target: int) -> bool:
@@ -260,6 +264,9 @@ class World:
         require(self.run_until(self.now + limit, self._settled), "no rest after the faults:", self._unrest())
         leader = self.leader()
         assert leader is not None
+        term = leader.term
+        self.run_until(self.now + 10 * config.election_timeout_max)
+        require(leader.role is Role.LEADER and leader.term == term, "the leader of term", term, "did not last")
         before = len(self.acknowledged)
         leader.propose([Draft(b"last")])
         quiet = self.run_until(self.now + limit, lambda: len(self.acknowledged) > before and self._settled())
