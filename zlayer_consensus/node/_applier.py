@@ -21,7 +21,7 @@ from ..errors import (
     NodeStopped,
     StorageCorrupt,
 )
-from ..raft import NO_LOG, Entry, EntryKind, LogId, SnapshotPoint
+from ..raft import Entry, EntryKind, LogId, SnapshotPoint
 from ..storage.interfaces import ApplyContext
 from ._failures import error_in
 from ._sessions import SessionLoader, SessionTable
@@ -36,6 +36,7 @@ SLICE_SECONDS = 0.01
 _FETCH_BYTES = 256 << 10
 _LOOK_AT_CLOCK = 15
 """The clock is read after every sixteenth entry."""
+_COMMAND = int(EntryKind.COMMAND)
 _OK, _DOMAIN = b"\x00", b"\x01"
 
 
@@ -49,15 +50,16 @@ class Applier:
         self._rt = runtime
         self._machine = runtime.store.machine
         self.sessions = SessionTable()
-        self.last = NO_LOG
-        """Position of the last applied entry."""
+        self.applied = 0
+        """Index of the last applied entry."""
+        self._term = 0
         self.time_ms = 0
         """Its time."""
         self.commit = 0
         """Entries up to here may be applied."""
         self.applying = False
         """Whether the machine is at work."""
-        self.entries_since_snapshot = 0
+        self._counted_from = 0
         self.bytes_since_snapshot = 0
         self._pumping = False
         self._halted = True
@@ -67,13 +69,18 @@ class Applier:
         self._numbers = count()
 
     @property
-    def applied(self) -> int:
-        """Index of the last applied entry."""
-        return self.last.index
+    def last(self) -> LogId:
+        """Position of the last applied entry."""
+        return LogId(self._term, self.applied)
+
+    @property
+    def entries_since_snapshot(self) -> int:
+        """Entries applied since a snapshot was last begun."""
+        return self.applied - self._counted_from
 
     def when_applied(self, index: int) -> Deferred[int]:
         """Return a Deferred that fires with ``index`` once it is applied."""
-        if self.last.index >= index:
+        if self.applied >= index:
             return succeed(index)
         waiter: Deferred[int] = Deferred()
         heappush(self._waiters, (index, next(self._numbers), waiter))
@@ -81,7 +88,7 @@ class Applier:
 
     def pump(self) -> None:
         """Apply what may be applied, for one slice; more follows in later turns of the reactor."""
-        if self._pumping or self._halted or self._reading or self._later or self.last.index >= self.commit:
+        if self._pumping or self._halted or self._reading or self._later or self.applied >= self.commit:
             return
         self._pumping = True
         try:
@@ -97,8 +104,8 @@ class Applier:
         clock = self._rt.clock
         end = clock.seconds() + SLICE_SECONDS
         in_time = True
-        while in_time and self.last.index < self.commit and not self._halted:
-            entries = self._rt.core.entries(self.last.index + 1, self.commit, _FETCH_BYTES)
+        while in_time and self.applied < self.commit and not self._halted:
+            entries = self._rt.core.entries(self.applied + 1, self.commit, _FETCH_BYTES)
             if not entries:
                 self._read()
                 break
@@ -109,33 +116,42 @@ class Applier:
 
     def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:
         """Apply entries until the time is over; return whether there is time left."""
-        proposals = self._rt.proposals
-        seconds = self._rt.clock.seconds
+        proposals, machine = self._rt.proposals, self._machine
+        decode, seconds = self._rt.types.decode_request, self._rt.clock.seconds
         for done, entry in enumerate(entries, 1):
-            index = entry.index
-            if index != self.last.index + 1:
-                raise InvariantBroken(f"entry {index} was to be applied after {self.last.index}")
-            value, failed = self._apply(entry)
-            self.last = LogId(entry.term, index)
-            self.entries_since_snapshot += 1
-            self.bytes_since_snapshot += len(entry.raw)
-            if proposals.waits_for:
-                proposals.settle(index, entry.term, value, failed)
+            index, term, kind, raw = entry
+            if index != self.applied + 1:
+                raise InvariantBroken(f"entry {index} was to be applied after {self.applied}")
+            time_ms, session, sequence, payload = entry.command()
+            if time_ms > self.time_ms:
+                self.time_ms = time_ms
+            failed = False
+            value: Any
+            if kind == _COMMAND and not session:
+                self.applying = True
+                try:
+                    value = machine.apply(decode(payload), ApplyContext(index, self.time_ms))
+                except DomainError as error:
+                    value, failed = error, True  # a result like any other
+                except Exception as error:
+                    raise self._failed(index, term, error) from error
+                self.applying = False
+            else:
+                value, failed = self._apply_special(entry, session, sequence, payload)
+            self.applied, self._term = index, term
+            self.bytes_since_snapshot += len(raw)
+            if proposals.waits:
+                proposals.settle(index, term, value, failed)
                 if self._halted:
                     return False
             if not done & _LOOK_AT_CLOCK and seconds() >= end:
                 return False
         return True
 
-    def _apply(self, entry: Entry) -> tuple[Any, bool]:
-        """Return an entry's result, and whether it is an error."""
-        time_ms, session, sequence, payload = entry.command()
-        if time_ms > self.time_ms:
-            self.time_ms = time_ms
+    def _apply_special(self, entry: Entry, session: int, sequence: int, payload: bytes) -> tuple[Any, bool]:
+        """Return the result of an entry that is not just a command, and whether it is an error."""
         if entry.kind == EntryKind.COMMAND:
-            if session:
-                return self._apply_once(entry, session, sequence, payload)
-            return self._execute(entry, payload)
+            return self._apply_once(entry, session, sequence, payload)
         if entry.kind == EntryKind.SESSION:
             try:
                 self.sessions.register(entry.index, self.time_ms, payload)
@@ -152,11 +168,14 @@ class Applier:
         except DomainError as error:
             return error, True
         except Exception as error:
-            self._rt.log.failure("The application failed at entry {index}", index=entry.index)
-            problem = f"{type(error).__name__}: {error}"
-            raise ApplyFailed(entry.index, entry.term, problem) from error
+            raise self._failed(entry.index, entry.term, error) from error
         finally:
             self.applying = False
+
+    def _failed(self, index: int, term: int, error: Exception) -> ApplyFailed:
+        """Not a result, but a bug: the applied index does not move (H-81)."""
+        self._rt.log.failure("The application failed at entry {index}", index=index)
+        return ApplyFailed(index, term, f"{type(error).__name__}: {error}")
 
     def _apply_once(self, entry: Entry, session: int, sequence: int, payload: bytes) -> tuple[Any, bool]:
         known = self.sessions.look_up(session, sequence, self.time_ms, payload)
@@ -193,7 +212,7 @@ class Applier:
 
     def _progress(self) -> None:
         """Tell everybody who waits for the applied index."""
-        applied = self.last.index
+        applied = self.applied
         self._rt.driver.input(self._rt.core.applied, applied)
         while self._waiters and self._waiters[0][0] <= applied:
             index, _, waiter = heappop(self._waiters)
@@ -206,7 +225,7 @@ class Applier:
 
     def _read(self) -> None:
         self._reading = True
-        wanted = self.last.index + 1
+        wanted = self.applied + 1
         durable = min(self.commit, self._rt.core.durable)
         if wanted > durable:
             self._rt.fail(InvariantBroken(f"entry {wanted} is committed, but neither in memory nor on disk"))
@@ -219,7 +238,7 @@ class Applier:
             return
         self._pumping = True
         try:
-            fresh = [entry for entry in entries if entry.index > self.last.index]
+            fresh = [entry for entry in entries if entry.index > self.applied]
             self._apply_some(fresh, self._rt.clock.seconds() + SLICE_SECONDS)
             self._progress()
         except Exception as error:
@@ -235,7 +254,7 @@ class Applier:
         if self._halted:
             return
         if failure.check(LogCompacted):
-            self._rt.fail(InvariantBroken(f"entry {self.last.index + 1} was purged before it was applied"))
+            self._rt.fail(InvariantBroken(f"entry {self.applied + 1} was purged before it was applied"))
         else:
             self._rt.fail(error_in(failure))
 
@@ -283,15 +302,19 @@ class Applier:
             reader.close()
         point = reader.manifest.point
         self.sessions = loader.table
-        self.last = point.last
+        self._term, self.applied = point.last
         self.time_ms = max(self.time_ms, point.time_ms)
         self.commit = max(self.commit, point.last.index)
-        self.entries_since_snapshot = self.bytes_since_snapshot = 0
+        self.count_anew()
         return point
+
+    def count_anew(self) -> None:
+        """A snapshot of what is applied now is begun, or was loaded."""
+        self._counted_from, self.bytes_since_snapshot = self.applied, 0
 
     def restored(self) -> None:
         """Tell everybody that the state was replaced."""
-        self._rt.proposals.superseded(self.last.index)
+        self._rt.proposals.superseded(self.applied)
         self._progress()
 
     def stop(self, cause: BaseException | None) -> None:

@@ -17,8 +17,11 @@ _COMPACT_AT = 256
 class Expiring(Protocol):
     """Something that is over at a certain time, unless it was ``called`` before. A kind of Deferred."""
 
-    called: Any
     deadline: float
+
+    @property
+    def called(self) -> Any:
+        """Whether nothing waits any more."""
 
     def expire(self) -> None:
         """The deadline has passed."""

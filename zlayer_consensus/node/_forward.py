@@ -101,14 +101,14 @@ class Forwarder:
 
     # At the follower.
 
-    def proposal(self, proposal: Proposal) -> None:
+    def proposal(self, proposal: Proposal, deadline: float) -> None:
         """Send a proposal to the leader, or refuse it."""
         rt = self._rt
         if not proposal.forward or rt.leader_member() is None:
             rt.proposals.refuse(proposal, rt.not_leader())
             return
         draft = proposal.draft
-        remaining = max(0.001, proposal.deadline - rt.clock.seconds())
+        remaining = max(0.001, deadline - rt.clock.seconds())
         self._sent.add(proposal)
         proposal.sent = True
         request = ForwardRequest(
@@ -206,8 +206,9 @@ class Forwarder:
             return _reply_with(self._rt.not_leader())
         try:
             proposal = self._rt.proposals.submit(
-                payload, request.kind, request.session, request.sequence, request.timeout_ms / 1000, False, True
+                payload, request.kind, request.session, request.sequence, request.timeout_ms / 1000
             )
+            proposal.forward, proposal.indexed = False, True
         except ConsensusError as error:
             return _reply_with(error)
         return proposal.addCallbacks(self._applied, _refused, callbackArgs=(request.kind,))

@@ -19,7 +19,7 @@ from ..storage.interfaces import ILogStore, IStateMachineStore
 from ..types import RaftTypes, declare_raft_types
 from ._administration import NodeAdministration
 from ._bootstrap import InitialMember, bootstrap, join
-from ._proposals import Applied, check_session
+from ._proposals import Applied, Proposal, check_session
 from ._runtime import Runtime
 from ._sessions import SessionSettings
 from ._views import NodeViews
@@ -97,6 +97,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             wall_clock=wall_clock,
             random=(random if random is not None else SystemRandom()).random,
         )
+        self._encode = self._runtime.types.encode_request
+        self._forward = self._runtime.config.forward_proposals
         self.wait = Wait(self._runtime)
 
     # Life.
@@ -186,7 +188,17 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         :raises NodeStopped: not done.
         :raises OutcomeUnknown: it may have been done, or may still be.
         """
-        return self._propose(request, session, sequence, timeout, forward, False)
+        try:
+            runtime = self._runtime
+            runtime.check_running()
+            if session or sequence:
+                check_session(session, sequence)
+            proposal = runtime.proposals.submit(self._encode(request), EntryKind.COMMAND, session, sequence, timeout)
+            if not (self._forward if forward is None else forward):
+                proposal.forward = False
+            return proposal
+        except (ConsensusError, ValueError) as error:
+            return fail(error)
 
     def propose_with_index(
         self,
@@ -198,21 +210,10 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         forward: bool | None = None,
     ) -> Deferred[Applied]:
         """Like :meth:`propose`; fires with the result and the entry's index."""
-        return self._propose(request, session, sequence, timeout, forward, True)
-
-    def _propose(
-        self, request: Any, session: int, sequence: int, timeout: float | None, forward: bool | None, indexed: bool
-    ) -> Deferred[Any]:
-        runtime = self._runtime
-        try:
-            runtime.check_running()
-            if session or sequence:
-                check_session(session, sequence)
-            payload = runtime.types.encode_request(request)
-            hop = runtime.config.forward_proposals if forward is None else forward
-            return runtime.proposals.submit(payload, EntryKind.COMMAND, session, sequence, timeout, hop, indexed)
-        except (ConsensusError, ValueError) as error:
-            return fail(error)
+        waiting = self.propose(request, session=session, sequence=sequence, timeout=timeout, forward=forward)
+        if isinstance(waiting, Proposal):  # else it was refused
+            waiting.indexed = True
+        return waiting
 
     def propose_many(
         self, requests: Sequence[Any], *, timeout: float | None = None, forward: bool | None = None
@@ -221,7 +222,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
 
         They are not a transaction: some may be done and others not.
         """
-        proposals = [self._propose(request, 0, 0, timeout, forward, False) for request in requests]
+        proposals = [self.propose(request, timeout=timeout, forward=forward) for request in requests]
         return DeferredList(proposals, consumeErrors=True).addCallback(
             lambda outcomes: [value if ok else value.value for ok, value in outcomes]
         )
@@ -235,9 +236,10 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         runtime = self._runtime
         try:
             runtime.check_running()
-            hop = runtime.config.forward_proposals if forward is None else forward
             payload = SessionSettings.of(runtime.config).encode()
-            return runtime.proposals.submit(payload, EntryKind.SESSION, 0, 0, timeout, hop, False)
+            proposal = runtime.proposals.submit(payload, EntryKind.SESSION, 0, 0, timeout)
+            proposal.forward = self._forward if forward is None else forward
+            return proposal
         except ConsensusError as error:
             return fail(error)
 

@@ -37,18 +37,21 @@ class Applied(NamedTuple):
 
 
 class Proposal(Deferred[Any]):
-    """A proposal that somebody waits for. It has no canceller: cancelling it gives up waiting, nothing else."""
+    """A proposal that somebody waits for. It has no canceller: cancelling it gives up waiting, nothing else.
 
-    # Set by whoever makes one, right away; a constructor with this many arguments costs as much as the rest.
+    What most of them have in common stands in the class: setting it in each of them would cost as much as the rest.
+    """
+
     draft: Draft
-    size: int
-    deadline: float
-    timeout: float
-    forward: bool
-    indexed: bool
-    index: int = 0
-    term: int = 0
-    sent: bool = False
+    forward = True
+    """Whether it may be sent to the leader."""
+    indexed = False
+    """Whether its index is wanted with the result."""
+    deadline = 0.0
+    """Its own; 0 if that of its batch holds."""
+    timeout = 0.0
+    appended = False
+    sent = False
     """Whether it is on its way to the leader."""
 
     def done(self, index: int, value: Any) -> None:
@@ -56,148 +59,219 @@ class Proposal(Deferred[Any]):
         self.callback(Applied(index, value) if self.indexed else value)
 
     def expire(self) -> None:
-        """The deadline has passed."""
-        if self.index or self.sent:
-            self.errback(OutcomeUnknown(f"no result within {self.timeout:g} s"))
+        """Its own deadline has passed."""
+        self.late(self.timeout, self.appended)
+
+    def late(self, timeout: float, appended: bool) -> None:
+        """A deadline has passed."""
+        if appended or self.sent:
+            self.errback(OutcomeUnknown(f"no result within {timeout:g} s"))
         else:
-            self.errback(DeadlineExceeded("propose", self.timeout))
+            self.errback(DeadlineExceeded("propose", timeout))
+
+
+class _Batch:
+    """The proposals of one reactor turn, from there to the last one that is applied."""
+
+    __slots__ = ("bytes", "deadline", "first", "position", "proposals", "term", "timeout")
+
+    def __init__(self, deadline: float, timeout: float) -> None:
+        self.proposals: list[Proposal] = []
+        self.bytes = 0
+        self.deadline = deadline
+        self.timeout = timeout
+        self.first = 0
+        """Index of the first entry, once they are appended."""
+        self.term = 0
+        self.position = 0
+        """How many were applied."""
+
+    @property
+    def called(self) -> bool:
+        """Whether nothing in it waits any more; for :class:`Deadlines`."""
+        return self.position >= len(self.proposals)
+
+    def expire(self) -> None:
+        """The common deadline has passed."""
+        for proposal in self.proposals[self.position :]:
+            if not proposal.called and not proposal.deadline:
+                proposal.late(self.timeout, self.first > 0)
 
 
 class Proposals:
     """Gathers the proposals of one reactor turn, appends them as one batch, and settles them when they are applied."""
 
-    def __init__(self, runtime: Runtime, elsewhere: Callable[[Proposal], None]) -> None:
+    def __init__(self, runtime: Runtime, elsewhere: Callable[[Proposal, float], None]) -> None:
         self._rt = runtime
         self._elsewhere = elsewhere
-        self._gathered: deque[Proposal] = deque()
+        self._gathered: deque[_Batch] = deque()
+        self._filling: _Batch | None = None
         self._flush_call: IDelayedCall | None = None
-        self._pending: deque[Proposal] = deque()
-        self._strays: dict[int, list[Proposal]] = {}
+        self._pending: deque[_Batch] = deque()
+        self._strays: dict[int, list[tuple[int, Proposal]]] = {}
+        self._max_bytes = runtime.config.max_proposal_bytes
+        self._max_count = runtime.config.max_pending_proposals
+        self._max_pending_bytes = runtime.config.max_pending_bytes
         self.count = 0
         """Proposals that wait here."""
         self.bytes = 0
-        self.next_index = 0
-        """Index of the first appended proposal that waits, 0 if there is none."""
+        self.waits = False
+        """Whether an applied entry could settle anything."""
 
     def submit(
         self,
         payload: bytes,
-        kind: int,
-        session: int,
-        sequence: int,
-        timeout: float | None,
-        forward: bool,
-        indexed: bool,
+        kind: int = EntryKind.COMMAND,
+        session: int = 0,
+        sequence: int = 0,
+        timeout: float | None = None,
     ) -> Proposal:
-        """Take in a proposal.
+        """Take in a proposal; its caller may still set how it is to be treated.
 
         :raises ConsensusError: if it is refused at once.
         """
-        config = self._rt.config
         size = len(payload)
-        if size > config.max_proposal_bytes:
-            raise ProposalTooLarge(size, config.max_proposal_bytes)
-        if self.count >= config.max_pending_proposals:
-            raise Overloaded("proposals", config.max_pending_proposals)
-        if self.bytes + size > config.max_pending_bytes:
-            raise Overloaded("proposal bytes", config.max_pending_bytes)
+        if size > self._max_bytes:
+            raise ProposalTooLarge(size, self._max_bytes)
+        if self.count >= self._max_count:
+            raise Overloaded("proposals", self._max_count)
+        if self.bytes + size > self._max_pending_bytes:
+            raise Overloaded("proposal bytes", self._max_pending_bytes)
         if self._rt.applier.applying:
             raise InvariantBroken("apply proposed a command")
         self.count += 1
         self.bytes += size
+        batch = self._filling
+        if batch is None or len(batch.proposals) >= _BATCH_ENTRIES or batch.bytes >= _BATCH_BYTES:
+            batch = self._begin_batch()
         proposal = Proposal()
         proposal.draft = Draft(payload, kind, session, sequence)
-        proposal.size = size
-        proposal.forward = forward
-        proposal.indexed = indexed
-        proposal.timeout = config.proposal_timeout if timeout is None else timeout
-        proposal.deadline = self._rt.clock.seconds() + proposal.timeout
-        self._rt.deadlines.add(proposal, timeout is None)
-        self._gathered.append(proposal)
-        if self._flush_call is None:
-            self._flush_call = self._rt.clock.callLater(0, self.flush)
+        batch.proposals.append(proposal)
+        batch.bytes += size
+        if timeout is not None:
+            self._give_deadline(proposal, timeout, self._rt.clock.seconds() + timeout)
         return proposal
 
+    def _begin_batch(self) -> _Batch:
+        clock, timeout = self._rt.clock, self._rt.config.proposal_timeout
+        batch = self._filling = _Batch(clock.seconds() + timeout, timeout)
+        self._gathered.append(batch)
+        if self._flush_call is None:
+            self._flush_call = clock.callLater(0, self.flush)
+        return batch
+
+    def _give_deadline(self, proposal: Proposal, timeout: float, deadline: float) -> None:
+        proposal.timeout, proposal.deadline = timeout, deadline
+        self._rt.deadlines.add(proposal, False)
+
     def flush(self) -> None:
-        """Hand what was gathered to the core, or as much of it as one step takes."""
+        """Hand the oldest batch to the core; the others follow in later turns."""
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
         self._flush_call = None
         if not self._gathered:
             return
-        batch: list[Proposal] = []
-        size = 0
-        while self._gathered and len(batch) < _BATCH_ENTRIES and size < _BATCH_BYTES:
-            proposal = self._gathered.popleft()
-            if proposal.called:  # given up before it went anywhere
-                self.release(proposal)
-                continue
-            size += proposal.size
-            batch.append(proposal)
+        batch = self._gathered.popleft()
+        if batch is self._filling:
+            self._filling = None
         if self._gathered:
             self._flush_call = self._rt.clock.callLater(0, self.flush)
-        self._rt.driver.input(self._append, batch)
+        for proposal in [each for each in batch.proposals if each.called]:  # given up before it went anywhere
+            batch.proposals.remove(proposal)
+            self.release(proposal)
+        if batch.proposals:
+            self._rt.driver.input(self._append, batch)
 
-    def _append(self, batch: list[Proposal], now: float) -> Effects | None:
+    def _append(self, batch: _Batch, now: float) -> Effects | None:
         core = self._rt.core
         if core.role is not Role.LEADER:
-            for proposal in batch:
-                self._elsewhere(proposal)
+            self._pass_on(batch)
             return None
-        effects = core.propose([proposal.draft for proposal in batch], int(self._rt.wall_clock() * 1000), now)
+        effects = core.propose([each.draft for each in batch.proposals], int(self._rt.wall_clock() * 1000), now)
         if effects.proposed is not None:
             self._appended(batch, effects.proposed.first, effects.proposed.term)
         else:
             error = next((r.error for r in effects.refused if r.token is None), None)
-            for proposal in batch:
+            for proposal in batch.proposals:
                 self.refuse(proposal, error or InvariantBroken("the core neither took nor refused a proposal"))
+            batch.position = len(batch.proposals)
         return effects
 
-    def _appended(self, batch: list[Proposal], first: int, term: int) -> None:
+    def _pass_on(self, batch: _Batch) -> None:
+        """Let somebody else deal with proposals that cannot be appended here; each has a deadline of its own then."""
+        batch.position = len(batch.proposals)
+        for proposal in batch.proposals:
+            if not proposal.deadline:
+                self._give_deadline(proposal, batch.timeout, batch.deadline)
+            self._elsewhere(proposal, proposal.deadline)
+
+    def _appended(self, batch: _Batch, first: int, term: int) -> None:
         pending = self._pending
-        while pending and pending[-1].index >= first:
-            # Overwritten in our log, but they may still be committed elsewhere: what gets applied there will tell.
-            stray = pending.pop()
-            self._strays.setdefault(stray.index, []).append(stray)
-        for index, proposal in enumerate(batch, first):
-            proposal.index = index
-            proposal.term = term
-        pending.extend(batch)
-        self.next_index = pending[0].index if pending else 0
+        while pending and pending[-1].first + len(pending[-1].proposals) > first:
+            self._overwritten(pending.pop(), first)
+        batch.first, batch.term = first, term
+        for proposal in batch.proposals:
+            if proposal.deadline:
+                proposal.appended = True
+        pending.append(batch)
+        self.waits = True
+        self._rt.deadlines.add(batch, True)
+
+    def _overwritten(self, batch: _Batch, first: int) -> None:
+        """Entries of an earlier term are gone from our log, but may still be committed elsewhere: apply will tell."""
+        keep = max(first - batch.first, batch.position)
+        for index, proposal in enumerate(batch.proposals[keep:], batch.first + keep):
+            self._strays.setdefault(index, []).append((batch.term, proposal))
+            proposal.appended = True
+            if not proposal.called and not proposal.deadline:
+                self._give_deadline(proposal, batch.timeout, batch.deadline)
+        del batch.proposals[keep:]
+        if not batch.called:
+            self._pending.append(batch)
 
     def settle(self, index: int, term: int, value: Any, failed: bool) -> None:
-        """The entry at ``index`` was applied, with this result. For every index from ``next_index`` on, in order."""
+        """The entry at ``index`` was applied, with this result. For every index, in order, while ``waits`` is set."""
         pending = self._pending
-        if pending and pending[0].index == index:
-            self._settle(pending.popleft(), term, value, failed)
-            self.next_index = pending[0].index if pending else 0
+        if pending:
+            batch = pending[0]
+            position = index - batch.first
+            if position == batch.position:
+                proposal = batch.proposals[position]
+                batch.position = position + 1
+                if batch.position == len(batch.proposals):
+                    pending.popleft()
+                    self.waits = bool(pending or self._strays)
+                self._settle(proposal, index, term == batch.term, value, failed)
         if self._strays:
-            for stray in self._strays.pop(index, ()):
-                self._settle(stray, term, value, failed)
+            for stray_term, stray in self._strays.pop(index, ()):
+                self._settle(stray, index, term == stray_term, value, failed)
+            self.waits = bool(pending or self._strays)
 
-    def _settle(self, proposal: Proposal, term: int, value: Any, failed: bool) -> None:
+    def _settle(self, proposal: Proposal, index: int, ours: bool, value: Any, failed: bool) -> None:
         self.count -= 1
-        self.bytes -= proposal.size
+        self.bytes -= len(proposal.draft[0])
         if proposal.called:
             return  # expired or cancelled
-        if proposal.term != term:
+        if not ours:
             proposal.errback(self._rt.not_leader())  # another entry stands in its place: it did not happen
         elif failed:
             proposal.errback(value)
+        elif proposal.indexed:
+            proposal.callback(Applied(index, value))
         else:
-            proposal.done(proposal.index, value)
-
-    @property
-    def waits_for(self) -> bool:
-        """Whether an applied entry could settle anything."""
-        return bool(self._pending or self._strays)
+            proposal.callback(value)
 
     def superseded(self, index: int) -> None:
         """A snapshot replaced the log up to ``index``: what was applied there will never be known (J-45)."""
-        lost = [p for i in [i for i in self._strays if i <= index] for p in self._strays.pop(i)]
-        while self._pending and self._pending[0].index <= index:
-            lost.append(self._pending.popleft())
-        self.next_index = self._pending[0].index if self._pending else 0
+        lost = [p for i in [i for i in self._strays if i <= index] for _, p in self._strays.pop(i)]
+        while self._pending and self._pending[0].first + self._pending[0].position <= index:
+            batch = self._pending[0]
+            end = min(len(batch.proposals), index - batch.first + 1)
+            lost += batch.proposals[batch.position : end]
+            batch.position = end
+            if batch.called:
+                self._pending.popleft()
+        self.waits = bool(self._pending or self._strays)
         for proposal in lost:
             self.refuse(proposal, OutcomeUnknown("a snapshot replaced the entry"))
 
@@ -210,15 +284,20 @@ class Proposals:
     def release(self, proposal: Proposal) -> None:
         """Make room: a proposal has left."""
         self.count -= 1
-        self.bytes -= proposal.size
+        self.bytes -= len(proposal.draft[0])
 
     def stop(self, cause: BaseException | None) -> None:
         """End everything: what was not appended did not happen, the outcome of the rest is unknown."""
-        gathered, self._gathered = list(self._gathered), deque()
-        appended = [*self._pending, *(p for strays in self._strays.values() for p in strays)]
+        gathered = [p for batch in self._gathered for p in batch.proposals]
+        appended = [p for batch in self._pending for p in batch.proposals[batch.position :]]
+        appended += [p for strays in self._strays.values() for _, p in strays]
+        self._gathered.clear()
         self._pending.clear()
         self._strays.clear()
-        self.next_index = 0
+        self._filling, self.waits = None, False
+        if self._flush_call is not None:
+            self._flush_call.cancel()
+            self._flush_call = None
         for proposal in gathered:
             self.refuse(proposal, NodeStopped(cause))
         for proposal in appended:

@@ -298,7 +298,7 @@ class Runtime:
             self.log.info("leadership was not handed over: {error}", error=error)
             return
         self.log.info("leadership went to node {target}", target=target)
-        while self.proposals.waits_for and self.clock.seconds() < end and self.state == "running":
+        while self.proposals.waits and self.clock.seconds() < end and self.state == "running":
             await self.sleep(self.config.heartbeat_interval / 4)
 
     def when_stopped(self) -> Deferred[BaseException | None]:

@@ -67,7 +67,7 @@ class SnapshotBuilder:
         if applier.applied <= self._published():
             return
         point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
-        applier.entries_since_snapshot = applier.bytes_since_snapshot = 0
+        applier.count_anew()
         # Both are fixed here, in one step; they are read later, in slices.
         try:
             pieces = _joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
