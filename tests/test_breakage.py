@@ -137,6 +137,32 @@ class MemberTests(NodeTestCase):
         self.assertEqual(error.reason, "unknown_member")
 
 
+class QuorumTests(NodeTestCase):
+    def test_a_voter_that_died_just_now_counts_for_nothing(self) -> None:
+        """H-45: removing one of the two that are left, right after the third died, would stop the cluster for ever."""
+        alive, dead = (node.node_id for node in self.cluster.followers())
+        self.cluster.crash(dead)
+        self.cluster.run(0.6)
+        self.assertIn(self.lead.node_id, self.lead.voter_ids)
+        error = self.cluster.error(self.lead.remove_voter(alive), MembershipRefused)
+        self.assertEqual(error.reason, "quorum_at_risk")
+        self.assertFalse(self.lead.metrics().membership.joint)
+        self.assertEqual(self.cluster.result(self.lead.remove_voter(dead)).voters, {self.lead.node_id, alive})
+        self.cluster.result(self.lead.propose(["set", "a", 1]))
+
+    def test_a_learner_that_died_just_now_gets_no_vote(self) -> None:
+        """H-44: of two voters, both are needed."""
+        for follower in self.cluster.followers():
+            self.cluster.result(self.lead.remove_voter(follower.node_id))
+        node = self.cluster.make(4)
+        self.cluster.result(self.lead.add_learner(4, node.address))
+        self.cluster.crash(4)
+        self.cluster.run(0.6)
+        error = self.cluster.error(self.lead.change_membership([self.lead.node_id, 4]), MembershipRefused)
+        self.assertEqual(error.reason, "quorum_at_risk")
+        self.cluster.result(self.lead.propose(["set", "a", 1]))
+
+
 class NameTests(SynchronousTestCase):
     def test_another_name(self) -> None:
         """The name is part of the cluster: a node of one cluster does not run under the name of another."""

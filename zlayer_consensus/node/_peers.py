@@ -86,6 +86,8 @@ class Peers:
         self._adopting: list[Deferred[None]] | None = None
         self._trouble: dict[int, str] = {}
         self._silent: dict[int, _Silence] = {}
+        self.failing: set[int] = set()
+        """Peers that did not answer the last message whose fate is known, or refused it."""
 
     # Outbound.
 
@@ -115,7 +117,11 @@ class Peers:
         member = self._members.get(node_id)
         if member is None:
             return fail(PeerUnreachable(f"node {node_id}", "its address is not known", sent=False))
-        result = self._rt.network.call(member.peer_address, self.envelope(member), request, timeout)
+        try:
+            result = self._rt.network.call(member.peer_address, self.envelope(member), request, timeout)
+        except Exception as error:
+            self._rt.log.failure("The network raised")
+            return fail(PeerUnreachable(member.peer_address, f"{type(error).__name__}: {error}", sent=True))
         _ = result.addErrback(self._look_at_failure, node_id)
         return result
 
@@ -129,7 +135,7 @@ class Peers:
             text = str(error)
             if self._trouble.get(node_id) != text:  # once, not at every heartbeat
                 self._trouble[node_id] = text
-                self._rt.log.error("Node {peer} refuses what we send: {text}", peer=node_id, text=text)
+                self._rt.log.error("Node {peer} refuses what we send: {text!r}", peer=node_id, text=text)
         return failure
 
     def send(self, send: Send) -> None:
@@ -144,7 +150,7 @@ class Peers:
         driver, core = self._rt.driver, self._rt.core
         if type(reply) is _REPLIES[type(send.message)]:
             self._trouble.pop(send.peer, None)
-            if self._silent:
+            if self.failing:
                 self._heard_of(send.peer)
             driver.input(core.response, send.peer, send.message, reply)
         else:
@@ -152,6 +158,7 @@ class Peers:
             driver.input(core.send_failed, send.peer, send.message)
 
     def _unanswered(self, failure: Failure, send: Send) -> None:
+        self.failing.add(send.peer)
         if isinstance(failure.value, PeerUnreachable):
             self._not_heard_of(send.peer, failure.value)
         self._rt.driver.input(self._rt.core.send_failed, send.peer, send.message)
@@ -174,6 +181,7 @@ class Peers:
             )
 
     def _heard_of(self, node_id: int) -> None:
+        self.failing.discard(node_id)
         silence = self._silent.pop(node_id, None)
         if silence is not None and silence.told:
             seconds = self._rt.clock.seconds() - silence.since
