@@ -7,10 +7,10 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format docs unit trial test demo cluster clean
+.PHONY: help venv lint format docs unit trial test acceptance demo cluster clean
 
 help: ## Show this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 venv: $(STAMP) ## Make .venv with the project and its tools (PYTHON=... chooses the interpreter)
 
@@ -46,6 +46,18 @@ trial: venv ## Run the tests with Twisted's own runner
 
 # The tests come last, so that their closing line is the last of the output.
 test: lint docs unit ## Run all checks and tests
+
+# How long the torture lasts, and what it does: make acceptance SECONDS=600 SEED=7
+SECONDS ?= 120
+SEED ?= 1
+
+acceptance: venv ## Kill, stop and starve real nodes for several minutes, and see that nothing is lost
+	@$(BIN)/python -m tests.acceptance.answers --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.kill_all --rounds 10 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.stopped follower --seconds 10 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.stopped leader --seconds 10 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.torture --seconds $(SECONDS) --seed $(SEED)
 
 demo: venv ## Start a cluster on this machine and show it at work
 	@$(BIN)/python -m zlayer_consensus.daemon.demo

@@ -7,7 +7,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -25,6 +25,7 @@ def run_with_cluster(
     name: str,
     story: Callable[[LocalCluster, Any], Coroutine[Any, Any, None]],
     *,
+    raft: Mapping[str, Any] | None = None,
     deadline: float | None = None,
     until_interrupted: bool = False,
 ) -> int:
@@ -34,6 +35,7 @@ def run_with_cluster(
 
     :param name: part of the directory's name.
     :param story: called with the cluster, nothing started yet, and the reactor.
+    :param raft: settings for every node's ``[raft]`` table.
     :param deadline: seconds after which it is given up.
     :param until_interrupted: whether Ctrl-C is the way that it should end.
     """
@@ -41,7 +43,7 @@ def run_with_cluster(
     told: list[str] = []
 
     async def run(reactor: Any) -> None:
-        cluster = LocalCluster(directory, reactor)
+        cluster = LocalCluster(directory, reactor, raft=raft)
         # Whatever ends the program, the nodes end with it.
         atexit.register(cluster.stop)
         reactor.addSystemEventTrigger("before", "shutdown", cluster.stop)

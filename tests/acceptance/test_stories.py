@@ -1,0 +1,76 @@
+"""The stories with real processes, at a length for every day; ``make acceptance`` tells them at their full length."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+from twisted.trial.unittest import TestCase
+
+from tests.node_cluster import NodeTestCase
+from zlayer_consensus.daemon._local_cluster import LocalCluster
+from zlayer_consensus.errors import ProposalTooLarge
+
+from . import answers, kill_all, torture
+from ._scene import CALM, QUICK, Scene
+from .catch_up import CatchUp, settings
+from .stopped import StoppedFollower, StoppedLeader
+
+
+class Stories(TestCase):
+    # Seconds; each takes less than 20 on an idle machine, and this one may be anything else.
+    timeout = 600
+
+    def scene(self, raft: Mapping[str, Any]) -> Scene:
+        from twisted.internet import reactor
+
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        cluster = LocalCluster(directory, reactor, raft=raft)
+        self.addCleanup(cluster.stop)
+        scene = Scene(cluster, reactor, 1, lambda text: None)
+        self.addCleanup(lambda: self._closed(scene))
+        return scene
+
+    async def _closed(self, scene: Scene) -> None:
+        await scene.close()
+        await scene.cluster.close()
+
+    async def test_all_killed(self) -> None:
+        """Every acknowledged write is there after all nodes were killed at once, and none is doubled (J-101)."""
+        await kill_all.KillAll(self.scene(kill_all.RAFT), rounds=2, acks=200).run()
+
+    async def test_stopped_follower(self) -> None:
+        """One that was stopped leaves the term as it was (H-10)."""
+        await StoppedFollower(self.scene(CALM), seconds=4).run()
+
+    async def test_stopped_leader(self) -> None:
+        """One that was stopped, and does not know that another leads now, answers no read with an old value."""
+        await StoppedLeader(self.scene(QUICK), seconds=4).run()
+
+    async def test_catching_up_by_snapshot(self) -> None:
+        """Nodes that need entries which are purged everywhere get a snapshot, and then have all of it."""
+        await CatchUp(self.scene(settings(1500)), entries=1500, keys=5).run()
+
+    async def test_answers(self) -> None:
+        """What clients hear at every node, about large proposals, across a dead leader, and of a wiped node (H-29)."""
+        await answers.run(self.scene(answers.RAFT))
+
+    async def test_torture(self) -> None:
+        """Whatever is done to the processes, no acknowledged write is lost or doubled, and no read goes back."""
+        await torture.Torture(self.scene(torture.RAFT), seconds=8).run()
+
+
+class InProcess(NodeTestCase):
+    def test_proposal_of_five_megabytes(self) -> None:
+        """It is refused by name and limit, and nothing has happened."""
+        before = self.lead.metrics().last
+        for node in self.cluster.nodes.values():
+            error = self.cluster.error(node.propose(["set", "key", bytes(5_000_000)]), ProposalTooLarge)
+            self.assertEqual(error.limit, 1 << 20)
+            self.assertGreater(error.size, 5_000_000)
+            self.assertIn(str(1 << 20), str(error))
+        self.cluster.run(1.0)
+        self.assertEqual(self.lead.metrics().last, before)
