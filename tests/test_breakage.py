@@ -179,17 +179,25 @@ class NameTests(SynchronousTestCase):
         self.assertIn("'blue'", error.detail)
 
 
+def _observe(test: Any) -> None:
+    """Collects in ``test.lines`` what the package logs, with its level."""
+    test.lines = []
+
+    def note(event: Any) -> None:
+        if str(event.get("log_namespace")).startswith("zlayer_consensus"):
+            test.lines.append(event["log_level"].name + " " + event["log_format"].format(**event))
+
+    observer: Any = note
+    globalLogPublisher.addObserver(observer)
+    test.addCleanup(globalLogPublisher.removeObserver, observer)
+
+
 class LogTests(NodeTestCase):
+    lines: list[str]
+
     def setUp(self) -> None:
         super().setUp()
-        self.lines: list[str] = []
-        observer: Any = self.note
-        globalLogPublisher.addObserver(observer)
-        self.addCleanup(globalLogPublisher.removeObserver, observer)
-
-    def note(self, event: Any) -> None:
-        if str(event.get("log_namespace")).startswith("zlayer_consensus"):
-            self.lines.append(event["log_level"].name + " " + event["log_format"].format(**event))
+        _observe(self)
 
     def about(self, text: str) -> list[str]:
         return [line for line in self.lines if text in line]
@@ -225,6 +233,36 @@ class LogTests(NodeTestCase):
         self.cluster.run(1.0)
         other = next(i for i in (1, 2, 3) if i not in (old, new.node_id))
         self.assertTrue(self.about(f"node {other} follows node {new.node_id} in term {new.metrics().term}"))
+
+
+class WaitingTests(SynchronousTestCase):
+    lines: list[str]
+
+    def setUp(self) -> None:
+        _observe(self)
+
+    def test_whom_a_bootstrap_waits_for(self) -> None:
+        """Two of three are up: their logs say who lacks, once."""
+        cluster = NodeCluster(self)
+        members = [cluster.member(node_id) for node_id in (1, 2, 3)]
+        for node_id in (1, 2):
+            _ = cluster.make(node_id).bootstrap(members).addErrback(lambda _: None)
+        cluster.run(30.0)
+        told = [line for line in self.lines if "waiting for" in line]
+        self.assertEqual(told, ["info waiting for node 3 at node3:7000, to begin the cluster together"] * 2)
+
+    def test_what_a_joining_node_waits_for(self) -> None:
+        """An address that does not answer is named once; and what is missing when one does."""
+        cluster = NodeCluster(self)
+        cluster.begin(1)
+        node = cluster.make(4)
+        _ = node.join(["nowhere:1"]).addErrback(lambda _: None)
+        cluster.run(30.0)
+        self.assertEqual(len([line for line in self.lines if "cannot join through nowhere:1" in line]), 1)
+        other = cluster.make(5)
+        _ = other.join([cluster.address(1)]).addErrback(lambda _: None)
+        cluster.run(5.0)
+        self.assertIn("info node 5 waits until the cluster makes it a member", self.lines)
 
 
 class RefusedBodyTests(SynchronousTestCase):

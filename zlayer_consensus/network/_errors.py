@@ -28,7 +28,7 @@ MAX_ERROR_BYTES = 16 << 10
 """Most bytes of an error's body that a caller reads."""
 
 _MAX_TEXT = 1000
-_NO_TEXT = "not told"
+_NO_TEXT = "no reason given, perhaps this is not the peer address of a node"
 
 
 class _Form(NamedTuple):

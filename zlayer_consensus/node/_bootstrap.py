@@ -158,6 +158,7 @@ async def _agree(runtime: Runtime, members: list[InitialMember], listed: bytes) 
     """Ask until every member has answered; return the configuration, or a reply that knows the running cluster."""
     found = {runtime.node_id: runtime.identity.incarnation}
     delay = _RETRY_FROM
+    awaited: list[InitialMember] = []
     while True:
         for member in members:
             if member.node_id == runtime.node_id:
@@ -173,6 +174,11 @@ async def _agree(runtime: Runtime, members: list[InitialMember], listed: bytes) 
             return Membership.initial(
                 Member(m.node_id, found[m.node_id], m.peer_address, m.client_address) for m in members
             )
+        missing = [m for m in members if m.node_id not in found]
+        if delay >= _RETRY_TO and missing != awaited:  # members that start together need a moment
+            awaited = missing
+            names = _names((m.node_id, m.peer_address) for m in missing)
+            runtime.log.info("waiting for node {names}, to begin the cluster together", names=names)
         await runtime.sleep(delay)
         delay = min(2 * delay, _RETRY_TO)
 
@@ -275,21 +281,29 @@ async def join(runtime: Runtime, addresses: Sequence[str]) -> None:
     """Carry out :meth:`ConsensusNode.join <zlayer_consensus.node.ConsensusNode.join>`."""
     runtime.check_running()
     delay = _RETRY_FROM
-    while not runtime.core.membership.members and not await _pin(runtime, addresses):
+    told: dict[str, str] = {}
+    while not runtime.core.membership.members and not await _pin(runtime, addresses, told):
         await runtime.sleep(delay)
         delay = min(2 * delay, _RETRY_TO)
+    if runtime.node_id not in runtime.core.membership.members:
+        runtime.log.info("node {node} waits until the cluster makes it a member", node=runtime.node_id)
     await runtime.observers.until(lambda metrics: runtime.node_id in metrics.membership.members)
 
 
-async def _pin(runtime: Runtime, addresses: Sequence[str]) -> bool:
-    """Ask each address once; return whether one of them belongs to a cluster, which is then ours."""
+async def _pin(runtime: Runtime, addresses: Sequence[str], told: dict[str, str]) -> bool:
+    """Ask each address once; return whether one of them belongs to a cluster, which is then ours.
+
+    :param told: what was logged last of each address; it is not said again.
+    """
     for address in addresses:
         try:
             reply = await identify(runtime, address, 0)
         except ClusterMismatch:
             raise
         except ConsensusError as error:
-            runtime.log.info("cannot join through {address} yet: {error}", address=address, error=error)
+            if told.get(address) != str(error):
+                told[address] = str(error)
+                runtime.log.info("cannot join through {address} yet: {error}", address=address, error=error)
             continue
         if not reply.cluster_id:
             continue
