@@ -91,10 +91,12 @@ async def bootstrap(runtime: Runtime, members: Sequence[InitialMember] | None) -
     chosen = [alone] if members is None else list(members)
     _check_list(runtime, chosen)
     listed = encode_members(runtime.config.cluster_name, chosen)
+    while runtime.initial_members == listed:  # somebody else has asked for the same
+        await runtime.sleep(_RETRY_FROM)
+    if runtime.initial_members:
+        raise BootstrapMismatch("another bootstrap is under way here, with another list")
     if _is_no_op(runtime, chosen, listed):
         return
-    if runtime.initial_members not in (b"", listed):
-        raise BootstrapMismatch("another bootstrap is under way here, with another list")
     runtime.initial_members = listed
     try:
         found = await _agree(runtime, chosen, listed)
@@ -261,6 +263,7 @@ async def _begin(runtime: Runtime, found: Membership | IdentifyReply, listed: by
     await _adopt(runtime, cluster_id, listed)
     if runtime.core.last == NO_LOG and not runtime.core.membership.members:
         runtime.driver.input(runtime.core.bootstrap, found)
+        await runtime.observers.until(lambda metrics: metrics.durable > 0)
 
 
 async def _adopt(runtime: Runtime, cluster_id: bytes, listed: bytes) -> None:

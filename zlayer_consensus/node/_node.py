@@ -240,7 +240,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             proposal = runtime.proposals.submit(payload, EntryKind.SESSION, 0, 0, timeout)
             proposal.forward = self._forward if forward is None else forward
             return proposal
-        except ConsensusError as error:
+        except (ConsensusError, ValueError) as error:
             return fail(error)
 
     # Reading.
@@ -283,5 +283,5 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             if forward is False and runtime.core.role is not Role.LEADER:
                 raise runtime.not_leader()
             return runtime.reads.submit(action, deadline, forward is not False)
-        except ConsensusError as error:
+        except (ConsensusError, ValueError) as error:
             return fail(error)

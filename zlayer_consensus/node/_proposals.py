@@ -139,6 +139,8 @@ class Proposals:
             raise Overloaded("proposal bytes", self._max_pending_bytes)
         if self._rt.applier.applying:
             raise InvariantBroken("apply proposed a command")
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"a time-out must be positive, not {timeout!r}")
         self.count += 1
         self.bytes += size
         batch = self._filling

@@ -49,6 +49,8 @@ class Reads:
         config = self._rt.config
         if self.count >= config.max_pending_reads:
             raise Overloaded("reads", config.max_pending_reads)
+        if timeout is not None and not timeout > 0:
+            raise ValueError(f"a deadline must be positive, not {timeout!r}")
         self.count += 1
         read = Read()
         read.action = action

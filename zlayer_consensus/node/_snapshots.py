@@ -33,6 +33,8 @@ class SnapshotBuilder:
         self._waiters: list[Deferred[None]] = []
         self._aborting: Deferred[None] | None = None
         self._stopped = False
+        self._publishing = False
+        """Then it cannot be given up any more; the store finishes it even if it is closed."""
 
     def consider(self) -> None:
         """Begin a snapshot if the policy says so."""
@@ -90,8 +92,9 @@ class SnapshotBuilder:
             if point.last.index <= self._published():
                 await writer.abort()  # one that was received from a leader is newer
                 return
-            await writer.publish()
-            writer = None
+            publishing, writer = writer, None
+            self._publishing = True
+            await publishing.publish()
             rt.driver.input(rt.core.snapshot_taken, point)
         finally:
             close = getattr(pieces, "close", None)
@@ -125,13 +128,15 @@ class SnapshotBuilder:
 
     def _ended(self, result: Any) -> None:
         self._task = None
+        self._publishing = False
         waiters, self._waiters = self._waiters, []
         error = getattr(result, "value", None)
         if isinstance(error, CancelledError):
             # Given up for a leader's snapshot, which has more; or for good.
             error = NodeStopped(self._rt.cause) if self._stopped else None
         elif error is not None:
-            self._rt.log.failure("A snapshot could not be taken", result)
+            if self._rt.serving:
+                self._rt.log.failure("A snapshot could not be taken", result)
             if not isinstance(error, ConsensusError):
                 error = InvariantBroken(f"the application's snapshot failed: {type(error).__name__}: {error}")
             self._rt.fail(error)
@@ -145,7 +150,7 @@ class SnapshotBuilder:
 
     def abandon(self) -> None:
         """Give up the one under way: the state is about to be replaced."""
-        if self._task is not None:
+        if self._task is not None and not self._publishing:
             self._task.cancel()
 
     def stop(self) -> None:
