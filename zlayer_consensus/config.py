@@ -20,7 +20,7 @@ def _number(low: float, high: float) -> Callable[[Any, Any, Any], None]:
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise ConfigError(field.name, value, "must be an integer" if wanted is int else "must be a number")
         if not low <= value <= high:  # type: ignore[operator]
-            raise ConfigError(field.name, value, f"must be between {low:g} and {high:g}")
+            raise ConfigError(field.name, value, f"must be between {low} and {high}")
 
     return check
 
