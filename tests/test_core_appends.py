@@ -68,6 +68,9 @@ class MatchTests(TestCase):
         ):
             with self.assertRaises(InvalidMessage):
                 c[1].core.request("token", 2, AppendRequest(3, 0, 0, LogId(1, 2), entries, 0), c.now)
+        for prev in (LogId(0, -1), LogId(-1, 1), LogId(4, 2)):
+            with self.assertRaises(InvalidMessage):
+                c[1].core.request("token", 2, AppendRequest(3, 0, 0, prev, (), 0), c.now)
         self.assertEqual((terms(c, 1), c[1].core.term, c[1].core.leader_id), ([1], 1, None))
 
     def test_h24_the_commit_index_stays_within_what_was_verified(self) -> None:

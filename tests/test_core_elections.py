@@ -9,6 +9,7 @@ from tests.core_cluster import Cluster
 from zlayer_consensus.raft import (
     AppendReply,
     AppendRequest,
+    HeartbeatRequest,
     LogId,
     RaftCore,
     Role,
@@ -126,6 +127,16 @@ class ElectionTests(TestCase):
             c[1].input("response", 5, late.message, VoteReply(1, late.message.campaign, True, granted))
         self.assertEqual((c[1].role, c[1].core.term), (Role.LEADER, 1))
 
+    def test_j03_pre_votes_of_an_earlier_attempt_are_ignored(self) -> None:
+        """J-03: each attempt counts its own answers; the last one's grants do not add up with this one's."""
+        c = Cluster(5)
+        c[1].input("campaign")
+        first = c.sent(VoteRequest, target=2)[0].message
+        c[1].input("campaign")
+        for peer in (2, 3):
+            c[1].input("response", peer, first, VoteReply(0, first.campaign, True, True))
+        self.assertEqual((c[1].role, c[1].core.term), (Role.PRE_CANDIDATE, 0))
+
     def test_replies_to_an_earlier_campaign_are_ignored(self) -> None:
         """J-03: a refusal or a grant that belongs to the last campaign does not touch this one."""
         c = Cluster(3, enable_prevote=False)
@@ -182,6 +193,13 @@ class PreVoteTests(TestCase):
             self.assertEqual((reply.granted, reply.term, c[2].core.term), (False, 1, 1))
         c.sleep(1.6)
         self.assertTrue(c.ask(2, 3, vote(9, LogId(8, 9))).granted)
+
+    def test_h09_a_vote_that_is_free_is_not_given_against_the_leader(self) -> None:
+        """H-09: a follower that has not voted in its leader's term does not help another candidate of that term."""
+        c = Cluster(3)
+        c.ask(1, 2, HeartbeatRequest(4, 0, 1))
+        self.assertFalse(c.ask(1, 3, vote(4)).granted)
+        self.assertEqual(c[1].core.voted_for, 0)
 
     def test_h09_a_leader_ignores_votes(self) -> None:
         """H-09: a leader stays until its quorum check says otherwise, or the one asks whom it handed over to."""

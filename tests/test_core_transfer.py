@@ -180,6 +180,16 @@ class TransferTests(TestCase):
         self.assertIsInstance(c.ask(3, 1, TimeoutNowRequest(6)), TimeoutNowReply)
         self.assertEqual((c[3].role, c[3].core.term), (Role.FOLLOWER, 5))
 
+    def test_h94_a_timeout_now_from_an_earlier_office_of_the_same_leader(self) -> None:
+        """H-94: node 1 leads again, two terms later, when the old request arrives."""
+        c, leader = led(3)
+        for giver, taker in ((1, 2), (2, 1)):
+            c[giver].input("transfer", "t", taker)
+            c.settle()
+        self.assertEqual((c[3].core.leader_id, c[3].core.term), (1, 3))
+        c.ask(3, 1, TimeoutNowRequest(1))
+        self.assertEqual((c[3].role, c[3].core.term, leader.role), (Role.FOLLOWER, 3, Role.LEADER))
+
     def test_h94_a_learner_ignores_timeout_now(self) -> None:
         """H-94, H-13: whoever has no vote does not campaign."""
         c, _ = led(3, 4)

@@ -225,6 +225,10 @@ class ReplyTests(TestCase):
         before = leader.core.progress()[3]
         leader.input("response", 3, stream, AppendReply(1, stream.stream, stream.seq, False, 0, LogId(0, 0), 0))
         self.assertEqual(leader.core.progress()[3].match, before.match)
+        probes = len(c.sent(AppendRequest, target=3))
+        late = requests[2].message
+        leader.input("response", 3, late, AppendReply(1, late.stream, late.seq, False, 0, LogId(0, 0), 0))
+        self.assertEqual(len(c.sent(AppendRequest, target=3)), probes, "the probe under way was given up")
         match = stream.prev.index + 1
         c.deliver(requests[1])
         leader.input("response", 3, stream, AppendReply(1, stream.stream, stream.seq, True, match, LogId(0, 0), match))

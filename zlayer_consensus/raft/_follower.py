@@ -27,6 +27,8 @@ __all__ = [
 def check_append(message: AppendRequest) -> None:
     """Refuse what no correct leader sends, before anything changes (H-27, A-22)."""
     index, term = message.prev.index, message.prev.term
+    if index < 0 or not 0 <= term <= message.term:
+        raise InvalidMessage(f"append: {message.prev} is no position before entries of term {message.term}")
     for entry in message.entries:
         index += 1
         if entry.index != index:
