@@ -17,12 +17,14 @@ from zlayer_consensus.daemon._program import run_with_cluster
 from ._watch import Watch
 from ._wire import Caller, NoAnswer
 
-__all__ = ["CALM", "PATIENCE", "QUICK", "Scene", "tell", "together"]
+__all__ = ["CALM", "PATIENCE", "QUICK", "STORAGE", "Scene", "tell", "together"]
 
 # For stories in which elections have to come soon.
 QUICK = {"election_timeout_min_ms": 500, "election_timeout_max_ms": 1000, "heartbeat_interval_ms": 100}
 # For stories in which none may come, on a machine that is busy with other things, too.
 CALM = {"election_timeout_min_ms": 2000, "election_timeout_max_ms": 3000, "heartbeat_interval_ms": 200}
+# The smallest segments, so that the log has many, and loses some.
+STORAGE = {"segment_bytes": 1 << 20}
 # Seconds for what takes a few on an idle machine.
 PATIENCE = 120.0
 
@@ -227,4 +229,4 @@ def tell(
         say("all of it held")
 
     print(f"{name}: seed {seed}", flush=True)
-    return run_with_cluster(name, run, raft=raft, deadline=deadline)
+    return run_with_cluster(name, run, raft=raft, storage=STORAGE, deadline=deadline)

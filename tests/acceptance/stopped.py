@@ -9,6 +9,7 @@ and wrote new values, never answers a linearizable read with an old one.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections import Counter
@@ -18,7 +19,7 @@ from typing import Any
 from zlayer_consensus.daemon._local_cluster import ClusterFailed
 
 from ._clients import Client, Register
-from ._scene import CALM, QUICK, Scene, tell, together
+from ._scene import CALM, PATIENCE, QUICK, Scene, tell, together
 from ._watch import Violation
 from ._wire import NoAnswer
 
@@ -26,6 +27,8 @@ __all__ = ["StoppedFollower", "StoppedLeader", "main"]
 
 # How often a story is begun anew if the machine was too slow to keep the leader that it began with.
 _TRIES = 5
+# The node with endless election timeouts.
+_PATIENT = 1
 
 
 async def write_on(scene: Scene, client: Client, register: Register) -> None:
@@ -103,8 +106,11 @@ class StoppedFollower:
 class StoppedLeader:
     """The story. Readers ask that one node all the time; every answer is judged by what was known when it was asked.
 
-    :param seconds: how long it is stopped, once the others have another leader.
-    :param rounds: how often; each time the leader of then.
+    The leader has such long timeouts that no clock makes it step down when it goes on; with those of the others it
+    would do that before anything else. What it answers must be right all the same.
+
+    :param seconds: how long it is stopped, and longer if the others need it to elect another leader.
+    :param rounds: how often.
     :param readers: reads of each kind that are on their way at the same time.
     """
 
@@ -121,6 +127,7 @@ class StoppedLeader:
         """Tell it."""
         scene = self._scene
         await scene.start()
+        await self._make_patient(_PATIENT)
         for round_ in range(1, self._rounds + 1):
             await self._round(round_)
         for node_id in scene.running:
@@ -130,7 +137,7 @@ class StoppedLeader:
 
     async def _round(self, round_: int) -> None:
         scene = self._scene
-        leader = await scene.leader()
+        leader = await self._lead(_PATIENT)
         writer = Client(scene, avoid=[leader])
         await writer.open()
         self._told.clear()
@@ -143,6 +150,31 @@ class StoppedLeader:
         if not self._awake["value"] + self._awake["refused"]:
             raise ClusterFailed(f"node {leader} answered no read that was asked while it was stopped: nothing is shown")
         scene.say(f"round {round_}: of node {leader}: {dict(self._told)}; of those asked asleep: {dict(self._awake)}")
+
+    async def _make_patient(self, node_id: int) -> None:
+        """Let one node's election timeouts be as good as endless."""
+        scene = self._scene
+        path = os.path.join(scene.cluster.nodes[node_id].directory, "node.toml")
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        for name in ("election_timeout_min_ms", "election_timeout_max_ms"):
+            text = text.replace(f"{name} = {QUICK[name]}\n", f"{name} = {1000 * QUICK[name]}\n")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(text)
+        scene.kill([node_id])
+        scene.restart([node_id])
+        await scene.cluster.wait_ready([node_id], timeout=PATIENCE)
+
+    async def _lead(self, node_id: int) -> int:
+        """Make a node the leader."""
+        scene = self._scene
+        end = time.monotonic() + PATIENCE
+        while (leader := await scene.leader()) != node_id:
+            answer = await scene.caller.post(leader, "/v1/transfer", {"target": node_id})
+            if time.monotonic() > end:
+                raise ClusterFailed(f"leadership was not handed to node {node_id}: {answer.code} {answer.body!r}")
+            await scene.sleep(0.1)
+        return node_id
 
     async def _go(self, leader: int, over: list[bool]) -> None:
         scene, register = self._scene, self._register

@@ -14,7 +14,7 @@ from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
 from . import answers, kill_all, torture
-from ._scene import CALM, QUICK, Scene
+from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
 
@@ -28,7 +28,7 @@ class Stories(TestCase):
 
         directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, directory)
-        cluster = LocalCluster(directory, reactor, raft=raft)
+        cluster = LocalCluster(directory, reactor, raft=raft, storage=STORAGE)
         self.addCleanup(cluster.stop)
         scene = Scene(cluster, reactor, 1, lambda text: None)
         self.addCleanup(lambda: self._closed(scene))

@@ -38,13 +38,13 @@ class Torture:
     :param seconds: how long the nodes have to suffer.
     :param writers: clients with keys of their own, and as many with pairs.
     :param readers: clients that read anything anywhere.
-    :param size: bytes of a value.
+    :param nodes: how many nodes there are.
     """
 
-    def __init__(self, scene: Scene, seconds: float, writers: int = 6, readers: int = 8, size: int = 500) -> None:
+    def __init__(self, scene: Scene, seconds: float, writers: int = 6, readers: int = 8, nodes: int = 3) -> None:
         self._scene = scene
         self._seconds = seconds
-        self._size = size
+        self._nodes = nodes
         self._keys = [[Register(f"key/{name}/{number}") for number in range(5)] for name in range(writers)]
         self._pairs = [(Register(f"pair/{name}/a"), Register(f"pair/{name}/b")) for name in range(writers)]
         self._readers = readers
@@ -55,7 +55,7 @@ class Torture:
     async def run(self) -> None:
         """Tell it."""
         scene = self._scene
-        await scene.start()
+        await scene.start(self._nodes)
         self._last_ack = time.monotonic()
         await together(
             [
@@ -88,11 +88,14 @@ class Torture:
         self._last_ack = now
         self._done["write"] += 1
 
+    def _size(self) -> int:
+        return self._scene.random.choice([50, 500, 5_000, 20_000])
+
     async def _write(self, registers: list[Register]) -> None:
         client = Client(self._scene, patience=3)
         await client.open()
         while not self._scene.over:
-            await client.put(self._scene.random.choice(registers), self._size)
+            await client.put(self._scene.random.choice(registers), self._size())
             self._acknowledged()
         self._done["write again"] += client.retries
 
@@ -100,10 +103,10 @@ class Torture:
         client = Client(self._scene, patience=3)
         await client.open()
         while not self._scene.over:
-            puts = []
+            puts, size = [], self._size()
             for register in pair:
                 register.issued += 1
-                value = content(register.key, register.issued, self._size)
+                value = content(register.key, register.issued, size)
                 puts.append({"op": "put", "key": _text(register.key.encode()), "value": _text(value)})
             answer = await client.post("/v1/txn", {"success": puts})
             versions = [result["version"] for result in answer.value["results"]]
@@ -216,7 +219,7 @@ class Torture:
         await self._down([await self._target()])
 
     async def _kill_some(self) -> None:
-        await self._down(self._some(self._scene.random.choice([2, 3])))
+        await self._down(self._some(self._scene.random.randint(2, self._nodes)))
 
     async def _asleep(self, nodes: list[int]) -> None:
         scene = self._scene
@@ -232,7 +235,7 @@ class Torture:
         await self._asleep([await self._target()])
 
     async def _pause_some(self) -> None:
-        await self._asleep(self._some(self._scene.random.choice([2, 3])))
+        await self._asleep(self._some(self._scene.random.randint(2, self._nodes)))
 
     async def _transfer(self) -> None:
         scene = self._scene
@@ -261,11 +264,12 @@ def main() -> int:
     """Run it at full length."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=120)
+    parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
     def story(scene: Scene) -> Coroutine[Any, Any, None]:
-        return Torture(scene, options.seconds).run()
+        return Torture(scene, options.seconds, nodes=options.nodes).run()
 
     return tell("torture", story, raft=RAFT, seed=options.seed, deadline=900 + 3 * options.seconds)
 

@@ -78,16 +78,23 @@ class LocalCluster:
     :param directory: where the nodes live, each in a directory of its own; it must exist.
     :param reactor: for the calls of the client interface; they need it to run, the others do not.
     :param raft: settings for every node's ``[raft]`` table.
+    :param storage: settings for every node's ``[storage]`` table.
     :param application: what the nodes run.
     """
 
     def __init__(
-        self, directory: str, reactor: Any, *, raft: Mapping[str, Any] | None = None, application: str = "kv"
+        self,
+        directory: str,
+        reactor: Any,
+        *,
+        raft: Mapping[str, Any] | None = None,
+        storage: Mapping[str, Any] | None = None,
+        application: str = "kv",
     ) -> None:
         self.nodes: dict[int, LocalNode] = {}
         self._directory = directory
         self._reactor = reactor
-        self._raft = dict(raft or {})
+        self._tables = {"raft": dict(raft or {}), "storage": dict(storage or {})}
         self._application = application
         self._pool = HTTPConnectionPool(reactor)
         # Below the idle timeout of the nodes' sites, so that no request meets a connection that is being closed.
@@ -303,12 +310,11 @@ class LocalCluster:
             f'client = "{node.client_address}"',
             "[cluster]",
             cluster,
-            "[raft]",
-            *(f"{key} = {json.dumps(value)}" for key, value in self._raft.items()),
-            "",
         ]
+        for name, table in self._tables.items():
+            lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
         with open(os.path.join(node.directory, "node.toml"), "w", encoding="utf-8") as file:
-            file.write("\n".join(lines))
+            file.write("\n".join([*lines, ""]))
 
 
 def child_environment() -> dict[str, str]:

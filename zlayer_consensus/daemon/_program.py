@@ -26,6 +26,7 @@ def run_with_cluster(
     story: Callable[[LocalCluster, Any], Coroutine[Any, Any, None]],
     *,
     raft: Mapping[str, Any] | None = None,
+    storage: Mapping[str, Any] | None = None,
     deadline: float | None = None,
     until_interrupted: bool = False,
 ) -> int:
@@ -35,7 +36,7 @@ def run_with_cluster(
 
     :param name: part of the directory's name.
     :param story: called with the cluster, nothing started yet, and the reactor.
-    :param raft: settings for every node's ``[raft]`` table.
+    :param raft, storage: settings for every node's tables of these names.
     :param deadline: seconds after which it is given up.
     :param until_interrupted: whether Ctrl-C is the way that it should end.
     """
@@ -43,7 +44,7 @@ def run_with_cluster(
     told: list[str] = []
 
     async def run(reactor: Any) -> None:
-        cluster = LocalCluster(directory, reactor, raft=raft)
+        cluster = LocalCluster(directory, reactor, raft=raft, storage=storage)
         # Whatever ends the program, the nodes end with it.
         atexit.register(cluster.stop)
         reactor.addSystemEventTrigger("before", "shutdown", cluster.stop)
