@@ -159,7 +159,7 @@ class QuorumTests(NodeTestCase):
         self.cluster.crash(4)
         self.cluster.run(0.6)
         error = self.cluster.error(self.lead.change_membership([self.lead.node_id, 4]), MembershipRefused)
-        self.assertEqual(error.reason, "quorum_at_risk")
+        self.assertEqual(error.reason, "not_caught_up")
         self.cluster.result(self.lead.propose(["set", "a", 1]))
 
 

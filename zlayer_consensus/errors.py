@@ -172,7 +172,8 @@ class TransferFailed(ConsensusError):
     code = "transfer_failed"
 
     def __init__(self, target: int, reason: str) -> None:
-        super().__init__(f"leadership was not transferred to node {target}: {reason}")
+        to = f" to node {target}" if target else ""
+        super().__init__(f"leadership was not transferred{to}: {reason}")
         self.target = target
         self.reason = reason
 
@@ -304,7 +305,8 @@ class StorageCorrupt(StorageError):
         first_index: int | None = None,
         last_index: int | None = None,
     ) -> None:
-        entries = "" if first_index is None else f"; entries {first_index} to {last_index or 'the end'} are at risk"
+        nothing = first_index is None or (last_index is not None and last_index < first_index)
+        entries = "" if nothing else f"; entries {first_index} to {last_index or 'the end'} are at risk"
         super().__init__(f"{path} is damaged at offset {offset}: {reason}{entries}")
         self.path = path
         self.offset = offset

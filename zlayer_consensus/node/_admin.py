@@ -136,23 +136,10 @@ class Admin:
             raise self._rt.not_leader()
 
     async def _change(self, change: MembershipChange, budget: _Budget) -> None:
-        if isinstance(change, ChangeVoters) and not change.force:
-            self._check_quorum(change.voters)
         token: Deferred[Any] = Deferred()
         self._rt.driver.input(self._step, token, change)
         unknown = OutcomeUnknown(f"the change was not committed within {budget.seconds:g} s")
         await budget.limit(token, unknown)
-
-    def _check_quorum(self, voters: frozenset[int]) -> None:
-        """Refuse new voters of whom no majority answers (H-45).
-
-        The core checks that, too, but for it a peer lives until an election timeout after its last answer. A change in
-        that time, away from a voter that is there to one that is not, could never be committed, nor taken back.
-        """
-        answering = voters - (self._rt.peers.failing - {self._rt.node_id})
-        if voters and len(answering) <= len(voters) // 2:
-            detail = f"only {len(answering)} of the {len(voters)} new voters answer"
-            raise MembershipRefused("quorum_at_risk", detail)
 
     def _step(self, token: Deferred[Any], change: MembershipChange, now: float) -> Effects:
         return self._rt.core.change_membership(token, change, int(self._rt.wall_clock() * 1000), now)

@@ -86,8 +86,6 @@ class Peers:
         self._adopting: list[Deferred[None]] | None = None
         self._trouble: dict[int, str] = {}
         self._silent: dict[int, _Silence] = {}
-        self.failing: set[int] = set()
-        """Peers that did not answer the last message whose fate is known, or refused it."""
 
     # Outbound.
 
@@ -150,7 +148,7 @@ class Peers:
         driver, core = self._rt.driver, self._rt.core
         if type(reply) is _REPLIES[type(send.message)]:
             self._trouble.pop(send.peer, None)
-            if self.failing:
+            if self._silent:
                 self._heard_of(send.peer)
             driver.input(core.response, send.peer, send.message, reply)
         else:
@@ -158,7 +156,6 @@ class Peers:
             driver.input(core.send_failed, send.peer, send.message)
 
     def _unanswered(self, failure: Failure, send: Send) -> None:
-        self.failing.add(send.peer)
         if isinstance(failure.value, PeerUnreachable):
             self._not_heard_of(send.peer, failure.value)
         self._rt.driver.input(self._rt.core.send_failed, send.peer, send.message)
@@ -181,7 +178,6 @@ class Peers:
             )
 
     def _heard_of(self, node_id: int) -> None:
-        self.failing.discard(node_id)
         silence = self._silent.pop(node_id, None)
         if silence is not None and silence.told:
             seconds = self._rt.clock.seconds() - silence.since

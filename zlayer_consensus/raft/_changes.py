@@ -60,8 +60,9 @@ def _checked(s: State, leader: LeaderState, change: MembershipChange) -> Members
     if isinstance(change, ChangeVoters):
         for node_id in sorted(change.voters - s.membership.voters):
             if not _caught_up(s, leader, node_id):
-                raise MembershipRefused("not_caught_up", f"node {node_id} lacks too much of the log to become a voter")
-        live = (live_peers(s, leader) | {s.node_id}) & change.voters
+                raise MembershipRefused("not_caught_up", f"node {node_id} lacks too much of the log, or does not answer")
+        answering = {peer for peer in live_peers(s, leader) if not leader.peers[peer].missed}
+        live = (answering | {s.node_id}) & change.voters
         if not change.force and len(live) < majority(len(change.voters)):
             raise MembershipRefused(
                 "quorum_at_risk", f"only {len(live)} of the {len(change.voters)} new voters are reachable"
@@ -74,6 +75,7 @@ def _caught_up(s: State, leader: LeaderState, node_id: int) -> bool:
     return (
         p is not None
         and is_live(s, p)
+        and not p.missed
         and p.state is ProgressState.REPLICATE
         and p.match + s.config.replication_lag_threshold >= s.log.last.index
     )

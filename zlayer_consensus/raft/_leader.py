@@ -92,8 +92,7 @@ def on_heartbeat_reply(s: State, peer: int, request: HeartbeatRequest, reply: He
     p.heartbeats = max(0, p.heartbeats - 1)
     if reply.term != s.term:
         return
-    p.last_ack = s.now
-    p.paused = False
+    p.heard(s.now)
     if reply.round == request.round:
         p.round_acked = max(p.round_acked, reply.round)
         _check_fall_back(s, leader, peer, p, reply)
@@ -120,6 +119,7 @@ def on_heartbeat_lost(s: State, peer: int, request: HeartbeatRequest) -> None:
     if s.leader is not None and p is not None and request.term == s.term:
         p.heartbeats = max(0, p.heartbeats - 1)
         p.owes_round = False
+        p.missed = True
 
 
 def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendReply) -> None:
@@ -128,8 +128,7 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
     p = leader.peers.get(peer) if leader else None
     if leader is None or p is None or request.term != s.term or reply.term != s.term:
         return
-    p.last_ack = s.now
-    p.paused = False
+    p.heard(s.now)
     current = request.stream == p.stream and reply.seq == request.seq
     if current:
         _settle(p, request.seq)
@@ -178,7 +177,7 @@ def on_append_lost(s: State, peer: int, request: AppendRequest) -> None:
         return
     if p.state is not ProgressState.SNAPSHOT:
         p.start_over(p.match + 1)
-        p.paused = True
+        p.paused = p.missed = True
 
 
 def on_log_read(s: State, request: LogRead, entries: Sequence[Entry] | None) -> None:
@@ -213,7 +212,7 @@ def on_snapshot_sent(s: State, request: SendSnapshot, last: LogId | None) -> Non
         return
     if last.index > s.commit or s.log.term_at(last.index) not in (None, last.term):
         raise s.broken(f"node {request.peer} installed a snapshot at {last} that is not in the log")
-    p.last_ack = s.now
+    p.heard(s.now)
     _matched(s, leader, request.peer, p, last.index, current=False)
     p.next = p.match + 1
     if s.leader is leader:

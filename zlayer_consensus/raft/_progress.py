@@ -45,6 +45,8 @@ class Progress:
     """Whether an append went unanswered; until the peer answers something, nothing more is sent (J-33)."""
     owes_append: bool = False
     """Whether it should get an append although there may be no entries: its commit index lags behind."""
+    missed: bool = False
+    """Whether the last message to it went unanswered."""
     heartbeats: int = 0
     """Heartbeats under way, at most two."""
     owes_round: bool = False
@@ -62,6 +64,12 @@ class Progress:
     def counted(self) -> int:
         """The match index as far as it counts towards commit."""
         return 0 if self.alarmed else self.match
+
+    def heard(self, now: float) -> None:
+        """Note that the peer answered in this term."""
+        self.last_ack = now
+        self.missed = False
+        self.paused = False
 
     def start_over(self, next_index: int) -> None:
         """Probe from ``next_index`` on; replies to what is under way no longer count as progress."""
