@@ -118,7 +118,7 @@ class Chaos:
     def fault(self) -> None:
         """Make something go wrong, or right again."""
         network, down = self.cluster.network, [node_id for node_id in IDS if node_id not in self.cluster.nodes]
-        match self.random.randrange(7):
+        match self.random.randrange(8):
             case 0 if not down:
                 self.down(self.random.choice(IDS))
             case 1 | 2 if down:
@@ -128,7 +128,7 @@ class Chaos:
                 network.partition([one], [self.cluster.address(i) for i in IDS if self.cluster.address(i) != one])
             case 4:
                 network.cut(*(self.cluster.address(i) for i in self.random.sample(IDS, 2)))
-            case 5:
+            case 5 | 7:
                 network.heal()
             case 6:
                 node = self.any_node()
@@ -160,6 +160,7 @@ class Chaos:
             if node_id not in self.cluster.nodes:
                 self.up(node_id)
         self.cluster.leader()
+        self.cluster.run(2.0)
         for client in self.clients:
             client.running = False
         self.cluster.until(lambda: bool(self.broken) or all(client.ended for client in self.clients), seconds=60.0)

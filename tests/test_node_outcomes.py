@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -21,7 +22,7 @@ from zlayer_consensus.errors import (
 )
 from zlayer_consensus.node import ConsensusNode
 from zlayer_consensus.raft import LogWrite
-from zlayer_consensus.storage import MemLogStore
+from zlayer_consensus.storage import MemLogStore, MemStateMachine
 
 from .node_cluster import NodeCluster, NodeTestCase
 
@@ -162,6 +163,54 @@ class UnknownOutcomeTests(NodeTestCase):
         self.cluster.result(self.cluster.leader().propose(["set", "a", 1]))
 
 
+class SliceTests(SynchronousTestCase):
+    def test_applying_lets_the_reactor_go_on(self) -> None:
+        """Entries that take their time are applied in slices; timers, and so heartbeats, run in between."""
+        cluster = NodeCluster(self)
+        turns = 0
+        groups: Counter[int] = Counter()
+
+        def slow(state: dict[str, Any], command: Any) -> None:
+            cluster.clock.rightNow += 0.001
+            groups[turns] += 1
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if turns < 100:
+                cluster.clock.callLater(0, turn)
+
+        cluster.make_machine = lambda: MemStateMachine({}, slow)
+        lead = cluster.begin(1)
+        waiting = lead.propose_many([None] * 500)
+        turn()
+        cluster.result(waiting)
+        self.assertEqual(sum(groups.values()), 500)
+        self.assertLessEqual(max(groups.values()), 16)
+
+    def test_many_reads_let_the_reactor_go_on(self) -> None:
+        cluster = NodeCluster(self)
+        lead = cluster.begin(1)
+        turns = 0
+        groups: Counter[int] = Counter()
+
+        def slow(_machine: Any) -> None:
+            cluster.clock.rightNow += 0.004
+            groups[turns] += 1
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if turns < 100:
+                cluster.clock.callLater(0, turn)
+
+        waiting = [lead.read_state(slow) for _ in range(50)]
+        turn()
+        for each in waiting:
+            cluster.result(each)
+        self.assertLessEqual(max(groups.values()), 3)
+
+
 class StopTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.cluster = NodeCluster(self)
@@ -299,8 +348,6 @@ class StopTests(SynchronousTestCase):
             waiting = nodes[0].propose(command)
             failure = self.failureResultOf(waiting)
             failure.raiseException()
-
-        from zlayer_consensus.storage import MemStateMachine
 
         node = self.cluster.make(1, machine=MemStateMachine({}, apply))
         nodes.append(node)

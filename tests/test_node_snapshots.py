@@ -402,6 +402,26 @@ class RestartTests(SynchronousTestCase):
         self.cluster.settle()
         self.assertEqual(again.machine.state, self.cluster.leader().machine.state)
 
+    def test_receiver_that_restarts_begins_anew_at_full_speed(self) -> None:
+        """H-66: it has lost what it had received; that is no reason to back off from then on."""
+        self.cluster.settings["snapshot_chunk_bytes"] = 100
+        members = [self.cluster.member(i) for i in (1, 2, 3)]
+        for i in (1, 2, 3):
+            self.cluster.make(i, **self.stores(i))
+        for each in [node.bootstrap(members) for node in self.cluster.nodes.values()]:
+            self.cluster.result(each)
+        lead = self.cluster.leader()
+        node = self.cluster.followers()[0]
+        self.cluster.crash(node.node_id)
+        self.cluster.result(lead.propose_many([["set", str(n), "x" * 50] for n in range(120)]))
+        self.cluster.make(node.node_id, **self.stores(node.node_id, self.files.crash("all")))
+        self.cluster.until(lambda: lead.metrics().replication[node.node_id].state == "snapshot")
+        self.cluster.run(0.3)
+        self.assertLess(self.cluster.nodes[node.node_id].metrics().applied, 100)
+        self.cluster.crash(node.node_id)
+        again = self.cluster.make(node.node_id, **self.stores(node.node_id, self.files.crash("all")))
+        self.cluster.until(lambda: again.machine.state == lead.machine.state, seconds=3.0)
+
     def test_directory_of_another_node(self) -> None:
         node = self.begin()
         self.cluster.result(node.shutdown())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ..errors import ConsensusError, DeadlineExceeded, NodeStopped, Overloaded
+from ..errors import ConsensusError, DeadlineExceeded, NodeStopped, NotLeader, Overloaded
 from ..raft import Effects, Role
 from ._applier import SLICE_SECONDS
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from ._runtime import Runtime
 
 __all__ = ["Read", "Reads"]
+
+_AGAIN_SECONDS = 0.05
+"""How long after a refusal a read asks for a leader again."""
 
 
 class Read(Deferred[Any]):
@@ -40,6 +43,8 @@ class Reads:
         self._waiting: dict[Deferred[int], list[Read]] = {}
         self.count = 0
         """Reads that wait here."""
+        self._again: list[list[Read]] = []
+        """Batches that wait for the next try."""
 
     def submit(self, action: Callable[[Any], Any] | None, timeout: float | None, forward: bool) -> Read:
         """Take in a read; without ``action`` it fires with the read index.
@@ -106,7 +111,23 @@ class Reads:
         if batch is None:
             return
         error = failure.value
+        if isinstance(error, NotLeader):
+            # A read has no effect, so it may be tried again: the next leader is often a moment away.
+            again = [read for read in batch if read.forward]
+            batch = [read for read in batch if not read.forward]
+            if again:
+                self._rt.clock.callLater(_AGAIN_SECONDS, self._try_again, again)
+                self._again.append(again)
         self._refuse(batch, error if isinstance(error, ConsensusError) else NodeStopped(error))
+
+    def _try_again(self, batch: list[Read]) -> None:
+        if batch not in self._again:
+            return  # the node stopped meanwhile
+        self._again.remove(batch)
+        waiting = [read for read in batch if not read.called]
+        self.count -= len(batch) - len(waiting)
+        if waiting:
+            self._rt.driver.input(self._ask, waiting)
 
     def _refuse(self, batch: list[Read], error: ConsensusError) -> None:
         for read in batch:
@@ -118,7 +139,8 @@ class Reads:
         """End every read."""
         waiting, self._waiting = self._waiting, {}
         gathered, self._gathered = self._gathered, []
-        for batch in (gathered, *waiting.values()):
+        again, self._again = self._again, []
+        for batch in (gathered, *waiting.values(), *again):
             self._refuse(batch, NodeStopped(cause))
 
 

@@ -98,6 +98,9 @@ class _Sender:
                 return self._last
             if status == "stale":
                 return None
+            if status == "restart":  # the receiver has lost what it had, with its process perhaps
+                furthest = (-1, 0)
+                continue
             progress = status == "continue" and self._position > furthest
             if progress:
                 furthest = self._position
@@ -130,7 +133,6 @@ class _Sender:
             if not self._announced:
                 return "lost"  # it was told just now
             self._announced = False
-            return "continue"
         if reply.status == "continue":
             self._announced = True
             self._position = self._normal(reply.part, reply.offset)
