@@ -182,10 +182,14 @@ class ReadTests(NodeTestCase):
         others = [self.cluster.address(each.node_id) for each in self.cluster.followers()]
         self.cluster.network.partition([address], others)
         waiting = old.read_state(self.read, deadline=10.0)
+        here_only = old.read_state(self.read, deadline=10.0, forward=False)
+        patient = old.read_state(self.read, deadline=60.0)
         new = self.cluster.leader([node.node_id for node in self.cluster.followers()])
         self.cluster.result(new.propose(["set", "n", 1]))
-        self.cluster.error(waiting, NotLeader)
+        self.cluster.error(here_only, NotLeader)
+        self.cluster.error(waiting, DeadlineExceeded)
         self.cluster.network.heal()
+        self.assertEqual(self.cluster.result(patient), {"n": 1})
         self.cluster.until(lambda: old.leader_id == new.node_id)
         self.assertEqual(self.cluster.result(old.read_state(self.read)), {"n": 1})
 

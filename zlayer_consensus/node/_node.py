@@ -182,8 +182,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         :param timeout: seconds; by default ``proposal_timeout``.
         :param forward: whether a follower sends it to the leader; by default ``forward_proposals``.
         :raises DomainError: if ``apply`` raised it: that is a result, too.
-        :raises NotLeader, Overloaded, ProposalTooLarge, TransferInProgress, ConversionError, SessionExpired,
-            SessionSequenceReused: definitely not done.
+        :raises NotLeader: definitely not done; so are ``Overloaded``, ``ProposalTooLarge``, ``TransferInProgress``,
+            ``ConversionError``, ``SessionExpired`` and ``SessionSequenceReused``.
         :raises SessionSequenceStale: too old to tell; it was not done again.
         :raises NodeStopped: not done.
         :raises OutcomeUnknown: it may have been done, or may still be.
@@ -255,14 +255,14 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
     ) -> Deferred[T]:
         """Call ``read(machine)`` on a state that has everything that was acknowledged before this call (§6.4).
 
-        Works at followers, too, which ask the leader for the read index. ``read`` must not change the state; what it
-        raises becomes the Deferred's failure.
+        Works at followers, too, which ask the leader for the read index, and wait for the next leader while there is
+        none. ``read`` must not change the state; what it raises becomes the Deferred's failure.
 
         :param deadline: seconds; by default ``proposal_timeout``.
         :param linearizable: with False, read what is applied here, at once; it may be old.
         :param forward: with False, only the leader reads.
-        :raises NotLeader: if no leader answers for the read.
-        :raises DeadlineExceeded, Overloaded, NodeStopped: it was not read.
+        :raises NotLeader: without forwarding, if this node does not lead or stops leading.
+        :raises DeadlineExceeded: it was not read in time; with ``Overloaded`` and ``NodeStopped`` it was not read, too.
         """
         if not linearizable:
             return maybeDeferred(self._read_here, read)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..errors import ConsensusError, DeadlineExceeded, NodeStopped, NotLeader, Overloaded
@@ -43,8 +44,9 @@ class Reads:
         self._waiting: dict[Deferred[int], list[Read]] = {}
         self.count = 0
         """Reads that wait here."""
-        self._again: list[list[Read]] = []
-        """Batches that wait for the next try."""
+        self._again: list[Read] = []
+        """Reads that wait for the next try."""
+        self._timer: IDelayedCall | None = None
 
     def submit(self, action: Callable[[Any], Any] | None, timeout: float | None, forward: bool) -> Read:
         """Take in a read; without ``action`` it fires with the read index.
@@ -113,17 +115,15 @@ class Reads:
         error = failure.value
         if isinstance(error, NotLeader):
             # A read has no effect, so it may be tried again: the next leader is often a moment away.
-            again = [read for read in batch if read.forward]
+            self._again += [read for read in batch if read.forward]
             batch = [read for read in batch if not read.forward]
-            if again:
-                self._rt.clock.callLater(_AGAIN_SECONDS, self._try_again, again)
-                self._again.append(again)
+            if self._again and self._timer is None:
+                self._timer = self._rt.clock.callLater(_AGAIN_SECONDS, self._try_again)
         self._refuse(batch, error if isinstance(error, ConsensusError) else NodeStopped(error))
 
-    def _try_again(self, batch: list[Read]) -> None:
-        if batch not in self._again:
-            return  # the node stopped meanwhile
-        self._again.remove(batch)
+    def _try_again(self) -> None:
+        self._timer = None
+        batch, self._again = self._again, []
         waiting = [read for read in batch if not read.called]
         self.count -= len(batch) - len(waiting)
         if waiting:
@@ -140,7 +140,10 @@ class Reads:
         waiting, self._waiting = self._waiting, {}
         gathered, self._gathered = self._gathered, []
         again, self._again = self._again, []
-        for batch in (gathered, *waiting.values(), *again):
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for batch in (gathered, again, *waiting.values()):
             self._refuse(batch, NodeStopped(cause))
 
 
