@@ -260,6 +260,19 @@ class StopTests(SynchronousTestCase):
         self.outcome(moving)
         self.assertIsNone(self.successResultOf(node.when_stopped()))
 
+    def test_forwarded_operations_are_unknown_after_a_stop(self) -> None:
+        """J-44: what was sent to the leader may have happened, whether or not this node lives to hear of it."""
+        cluster = NodeCluster(self)
+        lead = cluster.begin(1, 2, 3)
+        node, other = cluster.followers()
+        cluster.network.cut(lead.address, node.address)
+        removing = node.remove_voter(other.node_id)
+        adding = node.propose(["add", "n", 1])
+        cluster.clock.advance(0)
+        cluster.result(node.shutdown())
+        self.failureResultOf(removing, OutcomeUnknown)
+        self.failureResultOf(adding, OutcomeUnknown)
+
     def outcome(self, waiting: Deferred[Any]) -> Any:
         results: list[Any] = []
         _ = waiting.addBoth(results.append)

@@ -148,7 +148,9 @@ class Forwarder:
         try:
             reply = await self._call(request, timeout)
         except CancelledError:
-            raise
+            if self._rt.serving:
+                raise
+            raise OutcomeUnknown("the node stopped after it was forwarded") from None
         except Exception as error:
             raise self._meaning(Failure()) from error
         if reply.error:
