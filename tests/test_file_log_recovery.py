@@ -5,6 +5,7 @@ What an opening of the file log store decides: the table in docs/storage-format.
 from __future__ import annotations
 
 import random
+import shutil
 from zlib import crc32
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -13,7 +14,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.log_store_kit import DIRECTORY, SMALL, WAL, append, content, entries, entry, opened, result, store
 from zlayer_consensus.errors import StorageCorrupt, StorageError, WrongIdentity
 from zlayer_consensus.raft import Entry, HardState, LogId, LogWrite, Start
-from zlayer_consensus.storage import FileLogStore
+from zlayer_consensus.storage import FileLogStore, InlineExecutor
 from zlayer_consensus.storage._record import (
     BATCH,
     SECTOR,
@@ -261,6 +262,18 @@ class SegmentFileTests(DamageTestCase):
             disk.remove(path)
         disk.sync_dir(WAL)
         self.assertIn("missing", self.refuse(disk).reason)
+
+    def test_a_log_without_its_folder_is_not_an_empty_one(self) -> None:
+        """S-18: on a real file system, where the folder can go with everything in it."""
+        directory = self.mktemp()
+        first = FileLogStore(directory, 1, executor=InlineExecutor())
+        self.successResultOf(first.open())
+        self.successResultOf(first.close())
+        shutil.rmtree(f"{directory}/wal")
+        failed = FileLogStore(directory, 1, executor=InlineExecutor())
+        error = self.failureResultOf(failed.open(), StorageCorrupt).value
+        self.successResultOf(failed.close())
+        self.assertIn("missing", error.reason)
 
     def test_segments_without_identity_are_not_an_empty_log(self) -> None:
         """S-19: it never starts empty where data should be."""

@@ -85,7 +85,8 @@ class _Recovery:
     def _segments(self) -> list[Segment]:
         """Return the segments of the log, oldest first: the unbroken row that ends with the newest."""
         found: dict[int, str] = {}
-        for name in self._file_system.list(self._layout.wal):
+        there = self._file_system.exists(self._layout.wal)
+        for name in self._file_system.list(self._layout.wal) if there else ():
             path = f"{self._layout.wal}/{name}"
             parsed = parse_name(name)
             if parsed is None:
