@@ -86,6 +86,8 @@ class Disk:
 
     def begin(self, persist: Persist) -> None:
         """Start a write."""
+        state = persist.write.hard_state
+        assert state is None or state.commit <= self.durable.last.index, "the commit on disk is ahead of the log there"
         self.pending.append(persist)
         self.written.apply(persist.write)
         assert self.written.last == persist.last, f"write {persist.seq} ends at {self.written.last}, not {persist.last}"
