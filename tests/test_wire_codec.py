@@ -45,6 +45,7 @@ from zlayer_consensus.network._errors import decode_error, encode_error, error_b
 from zlayer_consensus.network._headers import identity_headers
 from zlayer_consensus.network._schema import ENDPOINTS
 from zlayer_consensus.raft import (
+    ENTRY_OVERHEAD,
     MAX_INDEX,
     MAX_TERM,
     NO_LOG,
@@ -203,28 +204,22 @@ class RoundTripTests(SynchronousTestCase):
         self.assertEqual(decode_request(name, body).envelope, unknown)
 
     def test_largest_messages_fit_their_limits(self) -> None:
-        """What the default settings allow a sender to send is what a receiver reads (A-28)."""
-        config = ConsensusConfig()
-        limits = request_limits(config)
-        self.assertEqual(limits, request_limits())
-        full = tuple(Entry.make(n + 1, 1, 1, b"x" * (config.max_payload_bytes // 300)) for n in range(300))
+        """What any legal configuration allows a sender to send is what every receiver reads (A-28)."""
+        config = ConsensusConfig(max_proposal_bytes=16 << 20, max_payload_bytes=16 << 20, max_payload_entries=100_000)
+        limits = request_limits()
+        size = config.max_payload_bytes // config.max_payload_entries - ENTRY_OVERHEAD
+        full = tuple(Entry.make(n + 1, 1, 1, b"x" * size) for n in range(config.max_payload_entries))
         single = (Entry.make(1, 1, 1, b"x" * config.max_proposal_bytes),)
         for entries in (full, single):
             body = encode_request(ENVELOPE, AppendRequest(MAX_TERM, MAX_U64, MAX_U64, NO_LOG, entries, MAX_INDEX), 1)[1]
             self.assertLess(len(body), limits["append"])
+            self.assertEqual(decode_request("append", body).message.entries, entries)
         huge = (MAX_TERM, LogId(MAX_TERM, MAX_INDEX), b"d" * 32)
         for chunk in (SnapshotChunk(*huge, b"m" * (1 << 20), 0, 0, b"", False),
                       SnapshotChunk(*huge, b"", MAX_INDEX, MAX_INDEX, b"x" * (1 << 20), True)):  # fmt: skip
             self.assertLess(len(encode_request(ENVELOPE, chunk, MAX_U64)[1]), limits["snapshot"])
         forward = ForwardRequest("propose", b"x" * config.max_proposal_bytes, 1, MAX_INDEX, MAX_U64, 86_400_000)
         self.assertLess(len(encode_request(ENVELOPE, forward, MAX_U64)[1]), limits["propose"])
-
-    def test_limits_grow_with_the_settings(self) -> None:
-        limits = request_limits(ConsensusConfig(max_proposal_bytes=16 << 20))
-        entry = (Entry.make(1, 1, 1, b"x" * (16 << 20)),)
-        body = encode_request(ENVELOPE, AppendRequest(1, 1, 1, NO_LOG, entry, 0), 1)[1]
-        self.assertLess(len(body), limits["append"])
-        self.assertEqual(decode_request("append", body).message.entries, entry)
 
 
 class StrictTests(SynchronousTestCase):

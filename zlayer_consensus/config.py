@@ -77,7 +77,7 @@ class ConsensusConfig:
     :param session_ttl_ms: idle time, by the log's clock, after which a session expires.
     :param max_sessions: sessions kept; the least recently used goes first.
     :param session_window: replies kept per session, for retries of concurrent commands.
-    :param log_cache_bytes: recent entries kept in memory.
+    :param log_cache_bytes: memory for recent entries, their objects included; older ones are read from the store.
     """
 
     cluster_name: str = attrs.field(default="zlayer", validator=_instance(str))
@@ -92,7 +92,7 @@ class ConsensusConfig:
     max_in_snapshot_log_to_keep: int = attrs.field(default=1000, validator=_number(0, 1 << 40))
     max_pinned_log_bytes: int = attrs.field(default=_GIB, validator=_number(0, 1 << 50))
     max_payload_entries: int = attrs.field(default=300, validator=_number(1, 100_000))
-    max_payload_bytes: int = attrs.field(default=1 << 20, validator=_number(1, 64 << 20))
+    max_payload_bytes: int = attrs.field(default=1 << 20, validator=_number(1, 16 << 20))
     max_inflight_appends: int = attrs.field(default=8, validator=_number(1, 1024))
     max_inflight_bytes: int = attrs.field(default=8 << 20, validator=_number(1, _GIB))
     replication_lag_threshold: int = attrs.field(default=1000, validator=_number(0, 1 << 40))
@@ -108,7 +108,7 @@ class ConsensusConfig:
     session_ttl_ms: int = attrs.field(default=3_600_000, validator=_number(1, 1 << 50))
     max_sessions: int = attrs.field(default=10_000, validator=_number(1, 10_000_000))
     session_window: int = attrs.field(default=64, validator=_number(1, 65_536))
-    log_cache_bytes: int = attrs.field(default=32 << 20, validator=_number(0, _GIB))
+    log_cache_bytes: int = attrs.field(default=8 << 20, validator=_number(0, _GIB))
 
     def __attrs_post_init__(self) -> None:
         """Refuse combinations that cannot work, naming the field, the value and the rule."""

@@ -69,7 +69,7 @@ def make_sites(config: NodeConfig, reactor: Any) -> dict[str, LimitedSite]:
         return largest if method == b"PUT" else max(largest, MAX_JSON_BYTES)
 
     limits = {
-        "peer": SiteLimits(body=raft_body_limit(request_limits(config.consensus))),
+        "peer": SiteLimits(body=raft_body_limit(request_limits())),
         # Without a body many clients send no length.
         "client": SiteLimits(body=client_body_limit, require_length=False, refusal=_client_refusal),
     }
@@ -80,10 +80,10 @@ def make_sites(config: NodeConfig, reactor: Any) -> dict[str, LimitedSite]:
     return sites
 
 
-def peer_root(node: ConsensusNode, config: NodeConfig, reactor: Any) -> IResource:
+def peer_root(node: ConsensusNode, reactor: Any) -> IResource:
     """Return what the peers' listener serves."""
     root = Resource()
-    root.putChild(b"raft", raft_service_resource(node, limits=request_limits(config.consensus), clock=reactor))
+    root.putChild(b"raft", raft_service_resource(node, clock=reactor))
     resource: IResource = root
     return resource
 

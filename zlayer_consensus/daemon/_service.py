@@ -126,7 +126,7 @@ class NodeService(Service):
         node = self._node = build_node(config, self._application, self._reactor)
         _ = node.when_stopped().addBoth(self._node_stopped)
         # Peers may ask from now on: until the node runs, it answers by itself that it does not.
-        self._sites["peer"].resource = peer_root(node, config, self._reactor)
+        self._sites["peer"].resource = peer_root(node, self._reactor)
         _log.info("node {id}: recovering from {path}", id=config.node_id, path=config.data_dir)
         await node.start()
         calm_collector()

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ..config import ConsensusConfig
 from ..raft import (
     MAX_INDEX,
     MAX_TERM,
@@ -60,6 +59,8 @@ _MAX_CHUNK = MIB
 _MAX_MANIFEST = MIB
 _MAX_MEMBERS = 128 * KIB
 _MAX_PROPOSAL = 16 * MIB
+# `max_payload_bytes`, or one larger entry, with each entry's head and length beside it.
+_MAX_APPEND = 17 * MIB
 # The frame around a body: identities, names, heads of items.
 _FRAME = 4 * KIB
 
@@ -251,7 +252,7 @@ _ENDPOINTS = (
             conflict=_LOG_ID,
             last_index=_INDEX,
         ),
-        4 * MIB,
+        _MAX_APPEND,
         _FRAME,
     ),
     Endpoint(
@@ -302,7 +303,7 @@ _ENDPOINTS = (
             timeout_ms=_integer("an integer from 0 to 86400000", 0, 86_400_000),
         ),
         _schema(ForwardReply, error=WORD, payload=_RESULT, index=_INDEX),
-        MIB + _FRAME,
+        _MAX_PROPOSAL + MIB,
         2 * _MAX_PROPOSAL + _FRAME,
     ),
     Endpoint(
@@ -333,16 +334,10 @@ IDENTIFY = ENDPOINTS["identify"]
 """The one RPC that is allowed before there is a cluster."""
 
 
-def request_limits(config: ConsensusConfig | None = None) -> dict[str, int]:
+def request_limits() -> dict[str, int]:
     """Return the largest body of each RPC's request in bytes, by the RPC's name.
 
-    :param config: this node's settings. A peer may have been configured otherwise, so what the defaults allow is
-        always accepted; larger messages and proposals only when they are configured here.
+    They are the protocol's and not the configuration's: what one node may send, every other must take, or a single
+    entry could block replication to it for good.
     """
-    limits = {endpoint.name: endpoint.request_limit for endpoint in _ENDPOINTS}
-    if config is not None:
-        # One entry that exceeds max_payload_bytes travels alone; each entry has a length beside it.
-        entries = max(config.max_payload_bytes, config.max_proposal_bytes) + 64 * config.max_payload_entries
-        limits["append"] = max(limits["append"], entries + _FRAME)
-        limits["propose"] = max(limits["propose"], config.max_proposal_bytes + _FRAME)
-    return limits
+    return {endpoint.name: endpoint.request_limit for endpoint in _ENDPOINTS}
