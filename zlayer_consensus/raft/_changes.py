@@ -60,7 +60,8 @@ def _checked(s: State, leader: LeaderState, change: MembershipChange) -> Members
     if isinstance(change, ChangeVoters):
         for node_id in sorted(change.voters - s.membership.voters):
             if not _caught_up(s, leader, node_id):
-                raise MembershipRefused("not_caught_up", f"node {node_id} lacks too much of the log, or does not answer")
+                detail = f"node {node_id} lacks too much of the log, or does not answer"
+                raise MembershipRefused("not_caught_up", detail)
         answering = {peer for peer in live_peers(s, leader) if not leader.peers[peer].missed}
         live = (answering | {s.node_id}) & change.voters
         if not change.force and len(live) < majority(len(change.voters)):

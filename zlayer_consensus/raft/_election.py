@@ -7,14 +7,14 @@ from ._leader import become_leader
 from ._messages import TimeoutNowReply, TimeoutNowRequest, VoteReply, VoteRequest
 from ._quorum import has_quorum, is_lost
 from ._state import State
-from ._types import Role
+from ._types import MAX_TERM, Role
 
 __all__ = ["ask_again", "campaign", "on_timeout_now", "on_vote_lost", "on_vote_reply", "on_vote_request"]
 
 
 def may_campaign(s: State) -> bool:
     """Return whether this member may stand for election now."""
-    return s.is_voter and not s.stalled and not s.stopped and s.role is not Role.LEADER
+    return s.is_voter and s.term < MAX_TERM and not s.stalled and not s.stopped and s.role is not Role.LEADER
 
 
 def campaign(s: State, *, transfer: bool = False) -> None:

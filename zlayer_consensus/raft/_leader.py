@@ -107,10 +107,7 @@ def on_heartbeat_reply(s: State, peer: int, request: HeartbeatRequest, reply: He
 def _check_fall_back(s: State, leader: LeaderState, peer: int, p: Progress, reply: HeartbeatReply) -> None:
     """See whether the peer's durable log is shorter than what it acknowledged before this heartbeat left."""
     if reply.round > p.match_round and reply.last_index < p.match and not p.alarmed:
-        p.alarmed = True
-        s.out.alarms.append(PeerAlarm(peer, p.match, reply.last_index))
-        p.match = 0
-        p.start_over(reply.last_index + 1)
+        _distrust(s, peer, p, reply.last_index)
 
 
 def on_heartbeat_lost(s: State, peer: int, request: HeartbeatRequest) -> None:
@@ -132,10 +129,10 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
     current = request.stream == p.stream and reply.seq == request.seq
     if current:
         _settle(p, request.seq)
-    if reply.success:
-        limit = request.prev.index + len(request.entries)
-        if reply.match > limit:
-            raise s.broken(f"node {peer} acknowledged entry {reply.match}, it was sent entries up to {limit}")
+    if reply.success and reply.match > request.prev.index + len(request.entries):
+        # It acknowledges what it was never sent: the fault is the peer's, and nothing that it says counts.
+        _distrust(s, peer, p, reply.last_index)
+    elif reply.success:
         _matched(s, leader, peer, p, reply.match, current)
     elif current and p.state is not ProgressState.SNAPSHOT:
         upper = min(reply.conflict.index, request.prev.index - 1)
@@ -148,6 +145,15 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
     if s.leader is leader:  # else what was committed just now has removed this member, and it leads no longer
         replicate(s, peer, p)
         _changes.tick_transfer(s, leader)
+
+
+def _distrust(s: State, peer: int, p: Progress, last_index: int) -> None:
+    """Count a peer for nothing from now on, and say so."""
+    if not p.alarmed:
+        p.alarmed = True
+        s.out.alarms.append(PeerAlarm(peer, p.match, last_index))
+    p.match = 0
+    p.start_over(min(last_index, s.log.last.index) + 1)
 
 
 def _settle(p: Progress, seq: int) -> None:

@@ -20,6 +20,8 @@ from ._types import Entry, EntryKind, LogId
 __all__ = ["LogView"]
 
 _MARK_BYTES = 1 << 20
+_ENTRY_COST = 200
+"""Bytes that an entry in memory takes beside its encoded form; the garbage collector visits each, too."""
 _EMPTY = Membership()
 
 
@@ -35,9 +37,9 @@ class LogView:
         self._run_terms = [term for _, term in start.terms]
         self._tail = list(start.tail)
         self._tail_first = self._tail[0].index if self._tail else self.last.index + 1
-        self._tail_bytes = sum(len(entry.raw) for entry in self._tail)
+        self._tail_bytes = sum(map(_cost, self._tail))
         self._cache_bytes = cache_bytes
-        self._appended_bytes = self._tail_bytes
+        self._appended_bytes = sum(len(entry.raw) for entry in self._tail)
         self._marks: list[tuple[int, int]] = []
         base = start.snapshot
         self._configs: list[tuple[int, Membership]] = [(base.last.index, base.membership)] if base else [(0, _EMPTY)]
@@ -136,7 +138,7 @@ class LogView:
         self._tail.extend(entries)
         self.last = LogId(term, index)
         self.last_time_ms = max(self.last_time_ms, entries[-1].time_ms)
-        self._tail_bytes += size
+        self._tail_bytes += size + _ENTRY_COST * len(entries)
         self._appended_bytes += size
         if not self._marks or self._appended_bytes - self._marks[-1][1] > _MARK_BYTES:
             self._marks.append((index, self._appended_bytes))
@@ -159,7 +161,7 @@ class LogView:
         while len(self._configs) > 1 and self._configs[-1][0] > after:
             self._configs.pop()
         keep = max(0, after + 1 - self._tail_first)
-        self._tail_bytes -= sum(len(entry.raw) for entry in self._tail[keep:])
+        self._tail_bytes -= sum(map(_cost, self._tail[keep:]))
         del self._tail[keep:]
         self._tail_first = min(self._tail_first, after + 1)
         while self._marks and self._marks[-1][0] > after:
@@ -178,7 +180,7 @@ class LogView:
             if (len(self._run_firsts) > 1 and self._run_firsts[1] == upto.index + 1) or upto.index == self.last.index:
                 del self._run_firsts[0], self._run_terms[0]
         drop = min(len(self._tail), max(0, upto.index + 1 - self._tail_first))
-        self._tail_bytes -= sum(len(entry.raw) for entry in self._tail[:drop])
+        self._tail_bytes -= sum(map(_cost, self._tail[:drop]))
         del self._tail[:drop]
         self._tail_first = max(self._tail_first, upto.index + 1)
         del self._marks[: bisect_right(self._marks, (upto.index, 0))]
@@ -198,8 +200,12 @@ class LogView:
         excess = self._tail_bytes - self._cache_bytes
         limit = self.durable - self._tail_first + 1
         while excess > 0 and drop < limit:
-            excess -= len(self._tail[drop].raw)
+            excess -= _cost(self._tail[drop])
             drop += 1
         del self._tail[:drop]
         self._tail_first += drop
         self._tail_bytes = excess + self._cache_bytes
+
+
+def _cost(entry: Entry) -> int:
+    return len(entry.raw) + _ENTRY_COST
