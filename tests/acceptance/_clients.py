@@ -101,6 +101,8 @@ class Client:
         self._session = 0
         self.sequence = 0
         self.retries = 0
+        self.refusal = ""
+        """The status and code with which the last read was refused."""
 
     async def open(self) -> None:
         """Open the session."""
@@ -162,6 +164,21 @@ class Client:
                 raise ClusterFailed(f"{method} {path} was not done within {_DEADLINE:g} s; last, {problem}")
             await self._scene.sleep(0.05)
 
+    async def read(self, register: Register, node_id: int) -> None:
+        """Read a key linearizably from one node, however often it has to be asked, and judge what it says."""
+        end = time.monotonic() + _DEADLINE
+        while True:
+            try:
+                if await self.get(register, node_id, timeout=30):
+                    return
+                problem = self.refusal
+            except NoAnswer as error:
+                problem = str(error)
+            self._scene.all_well()
+            if time.monotonic() > end:
+                raise ClusterFailed(f"node {node_id} did not read {register.key} for {_DEADLINE:g} s; last, {problem}")
+            await self._scene.sleep(0.1)
+
     async def get(self, register: Register, node_id: int, query: str = "", timeout: float = 8.0) -> bool:
         """Read a key from one node, once, and judge what it says; return whether it said something.
 
@@ -175,6 +192,7 @@ class Client:
         elif answer.code == 404:
             version = 0
         elif answer.code in AGAIN - {504}:
+            self.refusal = f"{answer.code} {answer.error}"
             return False
         else:
             raise ClusterFailed(f"{where}: {register.key}: {answer.code} {answer.body.decode(errors='replace')}")

@@ -61,18 +61,19 @@ class Scene:
         self.kill([node.node_id for node in self.cluster.nodes.values() if node.running])
         await self.caller.close()
 
-    async def stop(self) -> None:
-        """Stop every node in order.
+    async def stop(self, nodes: Collection[int]) -> None:
+        """Stop nodes in order.
 
         :raises ClusterFailed: if one does not end in time, or not as it was told to.
         """
-        self._down.update(self.cluster.nodes)
-        for node_id in self.running:
+        self._down.update(nodes)
+        for node_id in nodes:
             self.cluster.kill(node_id, signal.SIGTERM)
-        for node in self.cluster.nodes.values():
-            code = await self.ended(node.node_id)
+        for node_id in nodes:
+            code = await self.ended(node_id)
             if code != -signal.SIGTERM:
-                raise ClusterFailed(f"node {node.node_id} was told to stop: {code}, {node.last_words()}")
+                words = self.cluster.nodes[node_id].last_words()
+                raise ClusterFailed(f"node {node_id} was told to stop, and ended with exit code {code}: {words}")
 
     @property
     def running(self) -> list[int]:
@@ -107,6 +108,10 @@ class Scene:
                 code = node.process.returncode
                 raise ClusterFailed(f"node {node.node_id} ended with exit code {code}: {node.last_words()}")
 
+    def expect_end(self, node_id: int) -> None:
+        """Let a node end by itself from now on."""
+        self._down.add(node_id)
+
     # What is done to nodes.
 
     def kill(self, nodes: Collection[int]) -> None:
@@ -140,7 +145,7 @@ class Scene:
     async def ended(self, node_id: int) -> int:
         """Wait until a node has ended by itself, and return its exit code."""
         node = self.cluster.nodes[node_id]
-        self._down.add(node_id)
+        self.expect_end(node_id)
         await self.until(lambda: not node.running, f"the end of node {node_id}")
         assert node.process is not None
         return int(node.process.returncode)
