@@ -154,7 +154,7 @@ class Disk:
             purged=log.purged,
             last=log.last,
             terms=tuple((next(run).index, term) for term, run in groupby(log.entries, lambda entry: entry.term)),
-            configs=tuple(e for e in log.entries if e.kind == EntryKind.CONFIG and e.index > after),
+            configs=tuple(e for e in log.entries if e.kind == EntryKind.CONFIG),
             tail=tuple(log.entries[-tail:]) if tail else (),
             snapshot=self.snapshot,
             applied=after,
