@@ -150,6 +150,18 @@ class ReadTests(NodeTestCase):
             for node in self.cluster.nodes.values():
                 self.assertEqual(self.cluster.result(node.read_state(self.read)), {"n": n})
 
+    def test_a_new_leader_answers_with_what_its_predecessor_committed(self) -> None:
+        """J-48: leading is not enough; its own first entry is applied before it answers the first read."""
+        self.cluster.result(self.lead.propose(["set", "n", 1]))
+        old = self.lead.node_id
+        self.cluster.crash(old)
+        new = self.cluster.leader([node_id for node_id in self.ids if node_id != old])
+        read = new.read_state(lambda machine: (dict(machine.state), new.metrics().applied))
+        state, applied = self.cluster.result(read)
+        self.assertEqual(state, {"n": 1})
+        position = self.cluster.result(new.propose_with_index(["set", "n", 2])).index
+        self.assertEqual(applied, position - 1)
+
     def test_a_read_index_is_applied(self) -> None:
         applied = self.cluster.result(self.lead.propose_with_index(["set", "n", 1]))
         for node in self.cluster.nodes.values():

@@ -75,6 +75,14 @@ class SessionTableTests(SynchronousTestCase):
         self.assertEqual([self.command(session, 2) for session in (1, 3, 4)], ["new"] * 3)
         self.assertEqual(len(self.table), 3)
 
+    def test_a_session_that_was_registered_twice_costs_nothing_but_time(self) -> None:
+        """H-86: a retried registration leaves a session that nobody uses; it expires, the used one stays."""
+        self.register(7, 0)
+        self.register(8, 0)
+        self.assertEqual([self.command(8, n, 500 * n) for n in range(1, 4)], ["new"] * 3)
+        self.assertEqual(len(self.table), 1)
+        self.assertIs(self.command(7, 1, 1500), SessionExpired)
+
     def test_concurrent_commands_come_in_any_order(self) -> None:
         """H-84: within the window."""
         self.register(7)

@@ -181,7 +181,7 @@ class SnapshotTests(NodeTestCase):
         self.assertEqual(old.machine.state, new.machine.state)
 
     def test_applying_goes_on_while_a_snapshot_is_built(self) -> None:
-        """What is applied meanwhile is not in it; the iterator is closed."""
+        """J-83, H-67: its position is that of its beginning; what is applied meanwhile is not in it."""
         machines: list[Pieces] = []
 
         def make() -> MemStateMachine:
