@@ -59,8 +59,9 @@ class Actions:
             return self.random.choice(leading)
         return self.random.choice(awake) if awake else None
 
-    def _timeouts(self, low: float, high: float) -> float:
-        return self.world.knobs.config.election_timeout_max * self.random.uniform(low, high)
+    def _timeouts(self, low: float) -> float:
+        knobs = self.world.knobs
+        return knobs.config.election_timeout_max * self.random.uniform(low, knobs.outage)
 
     # -- clients
 
@@ -101,28 +102,28 @@ class Actions:
     def _crash(self, member: Member | None) -> None:
         if member is not None:
             member.crash()
-            self.world.at(self._timeouts(0, 4), lambda: self.world.restart(member))
+            self.world.at(self._timeouts(0), lambda: self.world.restart(member))
 
     def shut_down(self) -> None:
         """Stop a process in order."""
         member = self._somebody(0.3)
         if member is not None:
             member.shut_down()
-            self.world.at(self._timeouts(0, 4), lambda: self.world.restart(member))
+            self.world.at(self._timeouts(0), lambda: self.world.restart(member))
 
     def pause(self) -> None:
         """Stop a process like SIGSTOP does."""
         member = self._somebody(0.5)
         if member is not None:
             self.world.trace("pause", member.node_id)
-            member.paused_until = self.world.now + self._timeouts(0.1, 4)
+            member.paused_until = self.world.now + self._timeouts(0.1)
 
     def stall_disk(self) -> None:
         """Let a disk hang."""
         member = self._somebody(0.5)
         if member is not None:
             self.world.trace("stall", member.node_id)
-            member.stalled_until = self.world.now + self._timeouts(0.1, 4)
+            member.stalled_until = self.world.now + self._timeouts(0.1)
 
     def block_one_way(self) -> None:
         """Break one direction of one link."""
@@ -154,7 +155,7 @@ class Actions:
             world.trace("mend", sorted(links))
             world.blocked -= links
 
-        world.at(self._timeouts(0.3, 6), mend)
+        world.at(self._timeouts(0.3), mend)
 
     def unblock(self) -> None:
         """Mend all links."""

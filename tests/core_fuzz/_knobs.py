@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from random import Random
+
+import attrs
 
 from zlayer_consensus.config import ConsensusConfig
 
@@ -31,6 +34,8 @@ class Knobs:
     chunks: int
     proposal_every: float
     action_every: float
+    outage: float
+    """The longest time that a link, a disk or a process is out, in longest election timeouts."""
     payload: int
     actions: dict[str, float]
     """Weights of the actions."""
@@ -59,7 +64,7 @@ class Knobs:
         timeout = low / 1000
         voters = choice((1, 2, 3, 3, 3, 4, 5, 5))
         weights = {name: weight * (random.random() < 0.7) * random.uniform(0.2, 2) for name, weight in ACTIONS.items()}
-        return cls(
+        knobs = cls(
             config=config,
             voters=voters,
             most_members=voters + choice((0, 1, 2, 4)),
@@ -76,9 +81,37 @@ class Knobs:
             chunks=choice((1, 2, 5)),
             proposal_every=timeout * choice((0.05, 0.2, 1)),
             action_every=timeout * choice((0.3, 1, 3)),
+            outage=choice((1.5, 6, 6)),
             payload=choice((0, 10, 200)),
             actions={name: weight for name, weight in weights.items() if weight} or {"read": 1},
             keeps_applied=random.random() < 0.2,
+        )
+        return knobs._restless(random, timeout) if random.random() < 0.25 else knobs
+
+    def _restless(self, random: Random, timeout: float) -> Knobs:
+        """Leaders come and go, and old messages live long: logs diverge and are mended all the time."""
+        config = attrs.evolve(
+            self.config,
+            enable_prevote=random.random() < 0.4,
+            heartbeat_interval_ms=self.config.election_timeout_min_ms // 2,
+            max_payload_entries=random.choice((1, 3)),
+            max_payload_bytes=1 << 20,
+            max_inflight_appends=8,
+            max_inflight_bytes=8 << 20,
+        )
+        return dataclasses.replace(
+            self,
+            config=config,
+            voters=random.choice((3, 5)),
+            loss=0,
+            stragglers=0.1,
+            delay_mean=timeout * random.choice((0.02, 0.1)),
+            disk_delay=timeout * random.choice((0, 0.02, 0.2)),
+            bulk_timeout=timeout * 20,
+            proposal_every=timeout * 0.05,
+            action_every=timeout * random.choice((0.2, 0.5)),
+            outage=1.5,
+            actions={"isolate": 1, "split": 0.3, "transfer": 3, "campaign": 5, "crash": 0.3, "read": 2, "pause": 0.3},
         )
 
 
