@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from ..errors import ConsensusError, LogCompacted, NotLeader
+from ..errors import ConsensusError, LogCompacted, NodeStopped, NotLeader
 from ..raft import Effects, Entry, LogId, LogRead, PeerAlarm, Persist, RaftCore
 from ._failures import error_in
 
@@ -34,6 +35,10 @@ class Driver:
         self._queue: deque[tuple[Callable[..., Effects | None], tuple[Any, ...]]] = deque()
         self._running = False
         self._dead = False
+        self._dropped: list[tuple[Any, ...]] = []
+        """The arguments of steps that were not made, or not to their end."""
+        self._half_done: Effects | None = None
+        self._ended = False
         self._timer: IDelayedCall | None = None
         self._timer_at = 0.0
 
@@ -42,8 +47,15 @@ class Driver:
         self._afterwards()
 
     def input(self, step: Callable[..., Effects | None], *args: Any) -> None:
-        """Make a step, now or as soon as the present one has ended."""
+        """Make a step, now or as soon as the present one has ended.
+
+        Each Deferred among the arguments is a token: if the node stops before the step is made, it fails with
+        :class:`~zlayer_consensus.errors.NodeStopped`.
+        """
         if self._dead:
+            self._dropped.append(args)
+            if self._ended:
+                self._end_dropped()
             return
         self._queue.append((step, args))
         if not self._running:
@@ -52,13 +64,18 @@ class Driver:
     def _drain(self) -> None:
         self._running = True
         queue, seconds = self._queue, self._rt.clock.seconds
+        args: tuple[Any, ...] = ()
+        effects: Effects | None = None
         try:
             while queue:
                 step, args = queue.popleft()
+                effects = None
                 effects = step(*args, seconds())
                 if effects is not None:
                     self._carry_out(effects)
         except Exception as error:
+            self._dropped.append(args)
+            self._half_done = effects
             self._rt.broke("A step", error)
         finally:
             self._running = False
@@ -117,13 +134,17 @@ class Driver:
             rt.removed()
 
     def _settle(self, effects: Effects) -> None:
+        """Tell the tokens, each of which is a Deferred. One that was told before was so by half of a step."""
         for read in effects.reads:
-            read.token.callback(read.index)  # type: ignore[attr-defined]  # every token of ours is a Deferred
+            if not (token := _waiting(read.token)).called:
+                token.callback(read.index)
         for done in effects.done:
-            done.token.callback(done.value)  # type: ignore[attr-defined]
+            if not (token := _waiting(done.token)).called:
+                token.callback(done.value)
         for refused in effects.refused:
-            if refused.token is not None:  # a batch of proposals was told by the step itself
-                refused.token.errback(self._complete(refused.error))  # type: ignore[attr-defined]
+            # A batch of proposals has no token; the step itself has told it.
+            if refused.token is not None and not (token := _waiting(refused.token)).called:
+                token.errback(self._complete(refused.error))
 
     def _complete(self, error: ConsensusError) -> ConsensusError:
         """Add the addresses to what the core knows of the leader."""
@@ -169,6 +190,7 @@ class Driver:
     def kill(self) -> None:
         """Make no further step."""
         self._dead = True
+        self._dropped += [args for _, args in self._queue]
         self._queue.clear()
         if self._timer is not None:
             self._timer.cancel()
@@ -176,11 +198,26 @@ class Driver:
 
     def end(self) -> None:
         """Let the core end what waits for it. Nothing is written or sent any more."""
+        self._ended = True
+        if self._half_done is not None:  # what the core has settled is so, whatever broke afterwards
+            self._settle(self._half_done)
         try:
             effects = self._core.stop(self._rt.clock.seconds())
         except Exception:
             self._rt.log.failure("The core did not stop in order")
-            return
-        for answer in effects.answers:
-            self._rt.peers.answer(answer)
-        self._settle(effects)
+        else:
+            for answer in effects.answers:
+                self._rt.peers.answer(answer)
+            self._settle(effects)
+        self._end_dropped()
+
+    def _end_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, []
+        for token in [each for args in dropped for each in args if isinstance(each, Deferred)]:
+            if not token.called:
+                token.errback(NodeStopped(self._rt.cause))
+
+
+def _waiting(token: object) -> Deferred[Any]:
+    assert isinstance(token, Deferred)
+    return token

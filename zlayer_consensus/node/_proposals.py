@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from twisted.internet.defer import Deferred
@@ -171,41 +171,50 @@ class Proposals:
         if self._flush_call is not None and self._flush_call.active():
             self._flush_call.cancel()
         self._flush_call = None
+        if self._gathered:
+            self._rt.driver.input(self._append)
+
+    def _append(self, now: float) -> Effects | None:
+        """Deal with the oldest batch; until that is done it stays where :meth:`stop` finds it."""
         if not self._gathered:
-            return
-        batch = self._gathered.popleft()
+            return None
+        batch = self._gathered[0]
         if batch is self._filling:
             self._filling = None
-        if self._gathered:
+        if len(self._gathered) > 1 and self._flush_call is None:
             self._flush_call = self._rt.clock.callLater(0, self.flush)
         for proposal in [each for each in batch.proposals if each.called]:  # given up before it went anywhere
             batch.proposals.remove(proposal)
             self.release(proposal)
-        if batch.proposals:
-            self._rt.driver.input(self._append, batch)
-
-    def _append(self, batch: _Batch, now: float) -> Effects | None:
         core = self._rt.core
+        effects: Effects | None = None
         if core.role is not Role.LEADER:
             self._pass_on(batch)
-            return None
-        effects = core.propose([each.draft for each in batch.proposals], int(self._rt.wall_clock() * 1000), now)
-        if effects.proposed is not None:
-            self._appended(batch, effects.proposed.first, effects.proposed.term)
-        else:
-            error = next((r.error for r in effects.refused if r.token is None), None)
-            for proposal in batch.proposals:
-                self.refuse(proposal, error or InvariantBroken("the core neither took nor refused a proposal"))
-            batch.position = len(batch.proposals)
+        elif batch.proposals:
+            effects = core.propose([each.draft for each in batch.proposals], int(self._rt.wall_clock() * 1000), now)
+            if effects.proposed is not None:
+                self._appended(batch, effects.proposed.first, effects.proposed.term)
+            else:
+                error = next((r.error for r in effects.refused if r.token is None), None)
+                self._refuse_all(batch, error or InvariantBroken("the core neither took nor refused a proposal"))
+        if self._gathered and self._gathered[0] is batch:
+            self._gathered.popleft()
         return effects
+
+    def _refuse_all(self, batch: _Batch, error: ConsensusError) -> None:
+        for proposal in _rest(batch):
+            self.refuse(proposal, error)
 
     def _pass_on(self, batch: _Batch) -> None:
         """Let somebody else deal with proposals that cannot be appended here; each has a deadline of its own then."""
-        batch.position = len(batch.proposals)
-        for proposal in batch.proposals:
-            if not proposal.deadline:
-                self._give_deadline(proposal, batch.timeout, batch.deadline)
-            self._elsewhere(proposal, proposal.deadline)
+        for proposal in _rest(batch):
+            try:
+                if not proposal.deadline:
+                    self._give_deadline(proposal, batch.timeout, batch.deadline)
+                self._elsewhere(proposal, proposal.deadline)
+            except Exception as error:
+                self.refuse(proposal, OutcomeUnknown("the node failed") if proposal.sent else NodeStopped(error))
+                raise
 
     def _appended(self, batch: _Batch, first: int, term: int) -> None:
         pending = self._pending
@@ -290,7 +299,7 @@ class Proposals:
 
     def stop(self, cause: BaseException | None) -> None:
         """End everything: what was not appended did not happen, the outcome of the rest is unknown."""
-        gathered = [p for batch in self._gathered for p in batch.proposals]
+        gathered = [p for batch in self._gathered for p in _rest(batch)]
         appended = [p for batch in self._pending for p in batch.proposals[batch.position :]]
         appended += [p for strays in self._strays.values() for _, p in strays]
         self._gathered.clear()
@@ -304,6 +313,13 @@ class Proposals:
             self.refuse(proposal, NodeStopped(cause))
         for proposal in appended:
             self.refuse(proposal, OutcomeUnknown("the node stopped"))
+
+
+def _rest(batch: _Batch) -> Iterator[Proposal]:
+    """Take the proposals that are left out of a batch, one by one: who breaks off leaves the others in it."""
+    while batch.position < len(batch.proposals):
+        batch.position += 1
+        yield batch.proposals[batch.position - 1]
 
 
 def check_session(session: object, sequence: object) -> None:

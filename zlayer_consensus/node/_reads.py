@@ -71,22 +71,23 @@ class Reads:
         return read
 
     def _flush(self) -> None:
-        batch, self._gathered = self._gathered, []
-        if batch:
-            self._rt.driver.input(self._ask, batch)
+        if self._gathered:
+            self._rt.driver.input(self._ask)
 
-    def _ask(self, batch: list[Read], now: float) -> Effects | None:
+    def _ask(self, now: float) -> Effects | None:
+        """Ask for a read index. What waits is always in a place where :meth:`stop` finds it."""
+        batch, self._gathered = self._gathered, []
+        local: list[Read] = []
         if self._rt.core.role is not Role.LEADER:
             local = [read for read in batch if not read.forward]
-            self._refuse(local, self._rt.not_leader())
             batch = [read for read in batch if read.forward]
-            if not batch:
-                return None
         token: Deferred[int] = Deferred()
-        self._waiting[token] = batch
-        _ = token.addCallback(self._rt.applier.when_applied)
-        _ = token.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
-        return self._rt.core.read(token, now)
+        if batch:
+            self._waiting[token] = batch
+            _ = token.addCallback(self._rt.applier.when_applied)
+            _ = token.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+        self._refuse(local, self._rt.not_leader())
+        return self._rt.core.read(token, now) if batch else None
 
     def _ready(self, index: int, token: Deferred[int]) -> None:
         batch = self._waiting.pop(token, None)
@@ -126,8 +127,8 @@ class Reads:
         batch, self._again = self._again, []
         waiting = [read for read in batch if not read.called]
         self.count -= len(batch) - len(waiting)
-        if waiting:
-            self._rt.driver.input(self._ask, waiting)
+        self._gathered = waiting + self._gathered
+        self._flush()
 
     def _refuse(self, batch: list[Read], error: ConsensusError) -> None:
         for read in batch:
