@@ -58,6 +58,7 @@ acceptance: venv ## Kill, stop and starve real nodes for several minutes, and se
 	@$(BIN)/python -m tests.acceptance.stopped leader --seconds 10 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.torture --seconds $(SECONDS) --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.torture --churn --seconds $(SECONDS) --seed $(SEED)
 
 demo: venv ## Start a cluster on this machine and show it at work
 	@$(BIN)/python -m zlayer_consensus.daemon.demo
