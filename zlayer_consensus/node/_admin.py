@@ -30,6 +30,7 @@ from ..raft import (
     Role,
 )
 from ._bootstrap import identify
+from ._deadlines import check_timeout
 
 if TYPE_CHECKING:
     from ._metrics import Metrics
@@ -85,6 +86,7 @@ class Admin:
     async def run(self, name: str, arguments: dict[str, Any], timeout: float | None, forward: bool) -> Any:
         """Carry out an operation here, or have the leader do it; return its plain result."""
         rt = self._rt
+        check_timeout(timeout)
         rt.check_running()
         seconds = self.default_timeout(name) if timeout is None else timeout
         if rt.core.role is Role.LEADER:

@@ -9,9 +9,22 @@ from typing import Any, Protocol
 
 from twisted.internet.interfaces import IDelayedCall
 
-__all__ = ["Deadlines", "Expiring"]
+__all__ = ["MAX_TIMEOUT", "Deadlines", "Expiring", "check_timeout"]
 
+MAX_TIMEOUT = 86_400
+"""The longest time-out that a caller may ask for, in seconds."""
 _COMPACT_AT = 256
+
+
+def check_timeout(seconds: object) -> None:
+    """Refuse what cannot be a time-out, before a timer or a message is made of it. None, for the usual one, is fine.
+
+    :raises ValueError: unless it is a number of seconds above 0 and up to :data:`MAX_TIMEOUT`.
+    """
+    if seconds is None:
+        return
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not 0 < seconds <= MAX_TIMEOUT:
+        raise ValueError(f"a time-out must be a number of seconds above 0 and up to {MAX_TIMEOUT}, not {seconds!r}")
 
 
 class Expiring(Protocol):

@@ -19,6 +19,7 @@ from ..storage.interfaces import ILogStore, IStateMachineStore
 from ..types import RaftTypes, declare_raft_types
 from ._administration import NodeAdministration
 from ._bootstrap import InitialMember, bootstrap, join
+from ._deadlines import check_timeout
 from ._proposals import Applied, Proposal, check_session
 from ._runtime import Runtime
 from ._sessions import SessionSettings
@@ -179,7 +180,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         :param session: a session from :meth:`register_session`; the same ``sequence`` is then executed once, however
             often it is proposed.
         :param sequence: counts the session's commands, from 1 on, without gaps.
-        :param timeout: seconds; by default ``proposal_timeout``.
+        :param timeout: seconds, a day at most; by default ``proposal_timeout``.
         :param forward: whether a follower sends it to the leader; by default ``forward_proposals``.
         :raises DomainError: if ``apply`` raised it: that is a result, too.
         :raises NotLeader: definitely not done; so are ``Overloaded``, ``ProposalTooLarge``, ``TransferInProgress``,
@@ -191,6 +192,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         try:
             runtime = self._runtime
             runtime.check_running()
+            if timeout is not None:
+                check_timeout(timeout)
             if session or sequence:
                 check_session(session, sequence)
             proposal = runtime.proposals.submit(self._encode(request), EntryKind.COMMAND, session, sequence, timeout)
@@ -222,6 +225,10 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
 
         They are not a transaction: some may be done and others not.
         """
+        try:
+            check_timeout(timeout)
+        except ValueError as error:
+            return fail(error)
         proposals = [self.propose(request, timeout=timeout, forward=forward) for request in requests]
         return DeferredList(proposals, consumeErrors=True).addCallback(
             lambda outcomes: [value if ok else value.value for ok, value in outcomes]
@@ -236,6 +243,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         runtime = self._runtime
         try:
             runtime.check_running()
+            check_timeout(timeout)
             payload = SessionSettings.of(runtime.config).encode()
             proposal = runtime.proposals.submit(payload, EntryKind.SESSION, 0, 0, timeout)
             proposal.forward = self._forward if forward is None else forward
@@ -258,7 +266,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         Works at followers, too, which ask the leader for the read index, and wait for the next leader while there is
         none. ``read`` must not change the state; what it raises becomes the Deferred's failure.
 
-        :param deadline: seconds; by default ``proposal_timeout``.
+        :param deadline: seconds, a day at most; by default ``proposal_timeout``.
         :param linearizable: with False, read what is applied here, at once; it may be old.
         :param forward: with False, only the leader reads.
         :raises NotLeader: without forwarding, if this node does not lead or stops leading.
@@ -280,6 +288,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         runtime = self._runtime
         try:
             runtime.check_running()
+            check_timeout(deadline)
             if forward is False and runtime.core.role is not Role.LEADER:
                 raise runtime.not_leader()
             return runtime.reads.submit(action, deadline, forward is not False)

