@@ -188,6 +188,40 @@ class SliceTests(SynchronousTestCase):
         self.assertEqual(sum(groups.values()), 500)
         self.assertLessEqual(max(groups.values()), 16)
 
+    def slices(self, requests: list[Any], seconds: float, **settings: Any) -> Counter[int]:
+        """Have a sole voter apply all of this at once; return how many entries it applied in each turn."""
+        cluster = NodeCluster(self, **settings)
+        groups: Counter[int] = Counter()
+        turns = 0
+
+        def slow(state: dict[str, Any], command: Any) -> None:
+            cluster.clock.rightNow += seconds
+            groups[turns] += 1
+
+        def turn() -> None:
+            nonlocal turns
+            turns += 1
+            if sum(groups.values()) < len(requests):
+                cluster.clock.callLater(0, turn)
+
+        cluster.make_machine = lambda: MemStateMachine({}, slow)
+        lead = cluster.begin(1)
+        waiting = lead.propose_many(requests)
+        turn()
+        cluster.result(waiting)
+        self.assertEqual(sum(groups.values()), len(requests))
+        return groups
+
+    def test_large_entries_are_applied_in_small_slices(self) -> None:
+        """One slice is over after its time, however few entries that is, and however they are fetched."""
+        groups = self.slices([bytes(60_000)] * 100, 0.003)
+        self.assertLessEqual(max(groups.values()), 4)
+
+    def test_slices_hold_over_many_fetches(self) -> None:
+        """A fetch has few of the largest entries; the time goes on counting in the next."""
+        groups = self.slices([bytes(250_000)] * 20, 0.006)
+        self.assertLessEqual(max(groups.values()), 2)
+
     def test_many_reads_let_the_reactor_go_on(self) -> None:
         cluster = NodeCluster(self)
         lead = cluster.begin(1)

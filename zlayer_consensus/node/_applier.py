@@ -34,8 +34,9 @@ __all__ = ["SLICE_SECONDS", "Applier"]
 SLICE_SECONDS = 0.01
 """How long work that can be divided holds the reactor at once."""
 _FETCH_BYTES = 256 << 10
-_LOOK_AT_CLOCK = 15
-"""The clock is read after every sixteenth entry."""
+_LOOK_AT_CLOCK = 4096
+"""The clock is read after as many units of work: the bytes of the entries, and 256 for each entry."""
+_ENTRY_WORK = 256
 _COMMAND = int(EntryKind.COMMAND)
 _OK, _DOMAIN = b"\x00", b"\x01"
 
@@ -118,7 +119,8 @@ class Applier:
         """Apply entries until the time is over; return whether there is time left."""
         proposals, machine = self._rt.proposals, self._machine
         decode, seconds = self._rt.types.decode_request, self._rt.clock.seconds
-        for done, entry in enumerate(entries, 1):
+        work = 0
+        for entry in entries:
             index, term, kind, raw = entry
             if index != self.applied + 1:
                 raise InvariantBroken(f"entry {index} was to be applied after {self.applied}")
@@ -144,9 +146,12 @@ class Applier:
                 proposals.settle(index, term, value, failed)
                 if self._halted:
                     return False
-            if not done & _LOOK_AT_CLOCK and seconds() >= end:
-                return False
-        return True
+            work += len(raw) + _ENTRY_WORK
+            if work >= _LOOK_AT_CLOCK:
+                work = 0
+                if seconds() >= end:
+                    return False
+        return seconds() < end
 
     def _apply_special(self, entry: Entry, session: int, sequence: int, payload: bytes) -> tuple[Any, bool]:
         """Return the result of an entry that is not just a command, and whether it is an error."""
