@@ -9,6 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zlayer_consensus.errors import (
     ConsensusError,
     DomainError,
+    OutcomeUnknown,
     SessionExpired,
     SessionSequenceReused,
     SessionSequenceStale,
@@ -213,6 +214,26 @@ class SessionTests(NodeTestCase):
         self.cluster.result(self.lead.propose(["add", "n", 1], session=session, sequence=20))
         stale = self.cluster.error(self.follower.propose(["time"], session=session, sequence=2), SessionSequenceStale)
         self.assertEqual(stale.oldest, 13)
+
+    def test_reply_that_cannot_be_decoded_any_more(self) -> None:
+        """After a change of the response's type: one caller is told, and no replica stops."""
+        follower = self.follower
+        session = self.cluster.result(self.lead.register_session())
+        self.cluster.result(self.lead.propose(["add", "a", 1], session=session, sequence=1))
+        self.cluster.settle()
+
+        def renamed(_reply: bytes) -> Any:
+            raise ValueError("the class was renamed")
+
+        for node in self.cluster.nodes.values():
+            self.patch(node._runtime.types, "decode_response", renamed)
+        for node in (self.lead, follower):
+            waiting = node.propose(["add", "a", 1], session=session, sequence=1)
+            self.assertIn("was applied", str(self.cluster.error(waiting, OutcomeUnknown)))
+        self.cluster.settle()
+        self.assertEqual([node.metrics().stopped for node in self.cluster.nodes.values()], [False] * 3)
+        self.assertEqual(self.cluster.states(), [{"a": 1}] * 3)
+        self.assertEqual(len(self.flushLoggedErrors(ValueError)), 2)
 
     def test_expiry_follows_the_log(self) -> None:
         """H-83: an idle session's command is refused, at every replica alike."""

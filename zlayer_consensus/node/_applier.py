@@ -29,7 +29,7 @@ from ._sessions import SessionLoader, SessionTable
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["SLICE_SECONDS", "Applier"]
+__all__ = ["SLICE_SECONDS", "Applier", "KeptReply"]
 
 SLICE_SECONDS = 0.01
 """How long work that can be divided holds the reactor at once."""
@@ -39,6 +39,10 @@ _LOOK_AT_CLOCK = 4096
 _ENTRY_WORK = 256
 _COMMAND = int(EntryKind.COMMAND)
 _OK, _DOMAIN = b"\x00", b"\x01"
+
+
+class KeptReply(bytes):
+    """What a command that was carried out before has returned, as :meth:`Applier.decode_reply` takes it."""
 
 
 class Applier:
@@ -151,10 +155,10 @@ class Applier:
                 work = 0
                 if seconds() >= end:
                     return False
-        return seconds() < end
+        return bool(seconds() < end)
 
     def _apply_special(self, entry: Entry, session: int, sequence: int, payload: bytes) -> tuple[Any, bool]:
-        """Return the result of an entry that is not just a command, and whether it is an error."""
+        """Return the result of an entry that is not just a command, and whether it is an error or a kept reply."""
         if entry.kind == EntryKind.COMMAND:
             return self._apply_once(entry, session, sequence, payload)
         if entry.kind == EntryKind.SESSION:
@@ -194,7 +198,8 @@ class Applier:
             return value, failed
         if isinstance(known, ConsensusError):
             return known, True
-        return self.decode_reply(known)
+        # Decoded only where somebody waits: one that this version cannot read must not stop every replica.
+        return KeptReply(known), True
 
     def encode_reply(self, value: Any, failed: bool) -> bytes:
         """Encode a result for the session table.
@@ -206,7 +211,10 @@ class Applier:
         return _OK + self._rt.types.encode_response(value)
 
     def decode_reply(self, reply: bytes) -> tuple[Any, bool]:
-        """Return what :meth:`encode_reply` got."""
+        """Return what :meth:`encode_reply` got.
+
+        Raises whatever the conversion raises if it cannot be decoded, as after a change of the response's type.
+        """
         if reply[:1] == _OK:
             return self._rt.types.decode_response(reply[1:]), False
         return DomainError(*_cbor.loads(reply[1:])), True

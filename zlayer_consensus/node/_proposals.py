@@ -19,6 +19,7 @@ from ..errors import (
     ProposalTooLarge,
 )
 from ..raft import Draft, Effects, EntryKind, Role
+from ._applier import KeptReply
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -239,7 +240,10 @@ class Proposals:
             self._pending.append(batch)
 
     def settle(self, index: int, term: int, value: Any, failed: bool) -> None:
-        """The entry at ``index`` was applied, with this result. For every index, in order, while ``waits`` is set."""
+        """The entry at ``index`` was applied, with this result. For every index, in order, while ``waits`` is set.
+
+        :param failed: whether it is an error, or a :class:`KeptReply`.
+        """
         pending = self._pending
         if pending:
             batch = pending[0]
@@ -264,11 +268,28 @@ class Proposals:
         if not ours:
             proposal.errback(self._rt.not_leader())  # another entry stands in its place: it did not happen
         elif failed:
-            proposal.errback(value)
+            self._hand_over(proposal, index, value)
         elif proposal.indexed:
             proposal.callback(Applied(index, value))
         else:
             proposal.callback(value)
+
+    def _hand_over(self, proposal: Proposal, index: int, value: Any) -> None:
+        """Tell an error, or what was kept of a command that was carried out before."""
+        if not isinstance(value, KeptReply):
+            proposal.errback(value)
+            return
+        try:
+            result, failed = self._rt.applier.decode_reply(value)
+        except Exception as error:  # whatever the conversion raises
+            self._rt.log.failure("The kept reply to entry {index} cannot be decoded", index=index)
+            problem = f"{type(error).__name__}: {error}"
+            proposal.errback(OutcomeUnknown(f"it was applied, but its reply cannot be decoded ({problem})"))
+            return
+        if failed:
+            proposal.errback(result)
+        else:
+            proposal.done(index, result)
 
     def superseded(self, index: int) -> None:
         """A snapshot replaced the log up to ``index``: what was applied there will never be known (J-45)."""
