@@ -9,6 +9,7 @@ from zlayer_consensus.errors import (
     InvalidMessage,
     MembershipRefused,
     NodeRemoved,
+    NodeStopped,
     NotLeader,
     OutcomeUnknown,
     PeerUnreachable,
@@ -139,6 +140,25 @@ class MembershipTests(NodeTestCase):
         self.assertNoResult(told)
         self.cluster.network.heal()
         self.assertIsInstance(self.cluster.result(told), NodeRemoved)
+
+    def test_removed_node_does_not_start_again(self) -> None:
+        """H-47: also if its own snapshot has the removal, so that nobody would ever tell it."""
+        node = self.follower
+        told = node.when_stopped()
+        removing = self.lead.remove_voter(node.node_id)
+        self.cluster.until(lambda: node.node_id in node._runtime.core.committed_membership.tombstones)
+        self.cluster.until(lambda: node.metrics().applied >= node.metrics().commit)
+        self.cluster.result(node.trigger("snapshot"))
+        self.cluster.result(removing)
+        self.assertIsInstance(self.cluster.result(told), NodeRemoved)
+        self.cluster.dead.append(self.cluster.nodes.pop(node.node_id))
+        log, machine = self.cluster.logs[node.node_id].reopened(), node._runtime.store.reopened()  # type: ignore[attr-defined]
+        with self.assertRaises(NodeRemoved):
+            self.cluster.make(node.node_id, log=log, machine=machine)
+        again = self.cluster.nodes.pop(node.node_id)
+        self.cluster.dead.append(again)
+        self.assertIsInstance(self.cluster.result(again.stopped), NodeRemoved)
+        self.cluster.error(again.propose(["time"]), NodeStopped)
 
     def test_removed_learner_stops(self) -> None:
         node = self.blank()

@@ -13,6 +13,7 @@ from zlayer_consensus.errors import ConsensusError, InvariantBroken, StorageFail
 from zlayer_consensus.network import Envelope, SnapshotChunk
 from zlayer_consensus.node import ConsensusNode
 from zlayer_consensus.raft import LogId
+from zlayer_consensus.storage import MemLogStore
 
 from .node_cluster import NodeCluster
 from .test_node_outcomes import HeldLogStore
@@ -140,11 +141,11 @@ class EveryOperationEndsTests(SynchronousTestCase):
         self.expect_ends((1, 2, 3), False, "shutdown")
 
     def test_broken_disk(self) -> None:
-        """H-87, H-66."""
+        """H-87."""
         self.expect_ends((1, 2, 3), True, "broken disk")
 
     def test_broken_disk_alone(self) -> None:
-        """H-87, H-66."""
+        """H-87."""
         self.expect_ends((1,), True, "broken disk")
 
 
@@ -232,3 +233,40 @@ class HalfwayTests(SynchronousTestCase):
         self.cluster.run(2.0)
         self.assertEqual(len(seen), 3)
         self.assertEqual(follower.metrics().pending_proposals, 0)
+
+
+class HangingLogStore(MemLogStore):
+    """A log store whose disk does not answer any more from a certain moment."""
+
+    hangs = False
+
+    def write(self, write: Any) -> Deferred[None]:
+        return Deferred() if self.hangs else super().write(write)
+
+    def close(self) -> Deferred[None]:
+        return Deferred() if self.hangs else super().close()
+
+
+class HangingDiskTests(SynchronousTestCase):
+    def test_shutdown_does_not_wait_for_ever(self) -> None:
+        """A disk that hangs does not keep a process from ending, and the end is not called an orderly one."""
+        cluster = NodeCluster(self)
+        log = HangingLogStore(1, random_bytes=cluster.random.randbytes)
+        node = cluster.make(1, log=log)
+        cluster.result(node.bootstrap())
+        cluster.leader()
+        log.hangs = True
+        stopped = node.stopped
+        cluster.result(node.shutdown(), seconds=2 * node._runtime.config.bulk_timeout + 5.0)
+        self.assertIsInstance(cluster.result(stopped), StorageFailed)
+        self.assertIn("log", str(cluster.result(node.stopped)))
+
+    def test_the_first_cause_stays(self) -> None:
+        """What stopped the node is told, not that its disk hung then."""
+        cluster = NodeCluster(self)
+        log = HangingLogStore(1, random_bytes=cluster.random.randbytes)
+        node = cluster.make(1, log=log)
+        log.hangs = True
+        fail(node)
+        self.assertIs(cluster.result(node.stopped), BROKEN)
+        self.flushLoggedErrors()

@@ -112,13 +112,16 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
 
         :raises StorageError: if the stores cannot be opened, are damaged, or belong to another node. The node has then
             stopped.
+        :raises NodeRemoved: if this node was removed from its cluster. It has stopped, too (H-47).
         """
         return self._runtime.start()
 
     def shutdown(self) -> Deferred[None]:
         """Stop: hand leadership over (for two election timeouts at most), end what waits, close the stores.
 
-        What was proposed and not applied has an unknown outcome then. Idempotent.
+        What was proposed and not applied has an unknown outcome then. Idempotent. What does not close within
+        ``rpc_timeout`` is left behind; if that is a store, ``stopped`` fires with a
+        :class:`~zlayer_consensus.errors.StorageFailed`.
         """
         return self._runtime.shutdown()
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from ..config import ConsensusConfig
-from ..errors import ConsensusError, InvariantBroken, NodeRemoved, NodeStopped, NotLeader
+from ..errors import ConsensusError, InvariantBroken, NodeRemoved, NodeStopped, NotLeader, StorageFailed
 from ..network.interfaces import INetwork
 from ..raft import Member, RaftCore, Role
 from ..storage.interfaces import Identity, ILogStore, IStateMachineStore
@@ -175,6 +175,8 @@ class Runtime:
             await self.applier.load()
         now = self.clock.seconds()
         core = RaftCore(node_id=self.node_id, config=self.config, start=start, random=self.random, now=now)
+        if self.node_id in core.committed_membership.tombstones:
+            raise NodeRemoved(self.node_id)  # nobody would ever tell it again (H-47)
         self.core, self.has_core = core, True
         self.driver = Driver(self, core)
         self.commit_at_start = self.applier.commit = core.commit
@@ -309,6 +311,34 @@ class Runtime:
         self._stopped.append(waiter)
         return waiter
 
+    def _finish(self, what: str, closing: Deferred[Any]) -> Deferred[None]:
+        """Return a Deferred that fires when this is closed, or has not been for too long: a disk may hang for ever."""
+        limit = self.config.bulk_timeout
+        done: Deferred[None] = Deferred()
+
+        def late() -> None:
+            self.log.critical(
+                "node {node} stops without {what}, which has not closed within {limit:g} s",
+                node=self.node_id,
+                what=what,
+                limit=limit,
+            )
+            if self.cause is None and what != "the network":
+                self.cause = StorageFailed("close", what, f"it has not answered within {limit:g} s")
+            done.callback(None)
+
+        timer = self.clock.callLater(limit, late)
+
+        def closed(result: Any) -> None:
+            if isinstance(result, Failure) and result.value is not self.cause:
+                self.log.failure("Closing {what} failed", result, what=what)
+            if timer.active():
+                timer.cancel()
+                done.callback(None)
+
+        _ = closing.addBoth(closed)
+        return done
+
     def _close(self) -> Deferred[None]:
         return Deferred.fromCoroutine(self._end()).addErrback(
             lambda failure: self.log.failure("Stopping node {node} failed", failure, node=self.node_id)
@@ -334,15 +364,12 @@ class Runtime:
         tasks, self._tasks = self._tasks, set()
         for task in tasks:
             task.cancel()
-        closing = [self.network.stop]
+        closing = [("the network", self.network.stop)]
         if self._opened:
-            closing += [self.log_store.close, self.store.close]
-        for close in closing:
-            try:
-                await close()
-            except Exception as error:
-                if error is not cause:
-                    self.log.failure("Closing failed")
+            closing += [("the log store", self.log_store.close), ("the state machine's store", self.store.close)]
+        for what, close in closing:
+            await self._finish(what, maybeDeferred(close))
+        cause = self.cause
         self.state = "stopped"
         self.log.info("node {node} has stopped", node=self.node_id)
         stopped, self._stopped = self._stopped, []
