@@ -223,7 +223,7 @@ class CallTests(LoopbackCase):
 
     async def test_body_that_the_peers_site_refuses(self) -> None:
         """A-10 from the other side: refused with certainty, and the connection is not used again."""
-        entry = Entry.make(1, 5, 1, b"x" * (5 << 20))
+        entry = Entry.make(1, 5, 1, b"x" * (18 << 20))
         await self.assertFailure(self.call(AppendRequest(5, 1, 0, NO_LOG, (entry,), 0)), InvalidMessage)
         self.assertEqual(await self.call(REQUESTS["append"]), REPLIES["append"])
         self.assertEqual(len(self.node.asked), 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from twisted.python.failure import Failure
 
 from zlayer_consensus.errors import (
@@ -15,7 +17,7 @@ from zlayer_consensus.errors import (
     PeerUnreachable,
     TransferFailed,
 )
-from zlayer_consensus.network import ForwardRequest
+from zlayer_consensus.network import ForwardedProposal, OperateRequest, ProposeRequest
 from zlayer_consensus.node import ConsensusNode
 from zlayer_consensus.raft import Membership
 from zlayer_consensus.storage import MemLogStore
@@ -233,16 +235,19 @@ class MembershipTests(NodeTestCase):
             ("add_voter", good),
         ):
             with self.subTest(name=name, payload=payload):
-                request = ForwardRequest(name, payload, 0, 0, 0, 1000)
+                request = OperateRequest(name, payload, 1000)
                 self.cluster.error(self.lead.handle(envelope, request), InvalidMessage)
-        for request in (
-            ForwardRequest("propose", b"\xff", 1, 0, 0, 1000),
-            ForwardRequest("propose", b"\x01", 2, 0, 0, 1000),
-            ForwardRequest("propose", b"\x01", 1, 1, 0, 1000),
-            ForwardRequest("propose", b"\x01", 1, 0, 0, 0),
-        ):
-            with self.subTest(request):
-                self.cluster.error(self.lead.handle(envelope, request), InvalidMessage)
+        last = self.lead.metrics().last
+        wrong = (
+            ForwardedProposal(b"\xff", 1, 0, 0, 1000),
+            ForwardedProposal(b"\x01", 2, 0, 0, 1000),
+            ForwardedProposal(b"\x01", 1, 1, 0, 1000),
+            ForwardedProposal(b"\x01", 1, 1 << 63, 1, 1000),
+            ForwardedProposal(b"\x01", 1, 0, 0, 0),
+        )
+        reply: Any = self.cluster.result(self.lead.handle(envelope, ProposeRequest(self.lead.metrics().term, wrong)))
+        self.assertEqual([each.error for each in reply.outcomes], ["conversion"] + ["invalid_message"] * 4)
+        self.assertEqual(self.lead.metrics().last, last)
 
 
 class TransferTests(NodeTestCase):

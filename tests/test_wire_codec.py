@@ -30,12 +30,19 @@ from zlayer_consensus.errors import (
     TargetMismatch,
 )
 from zlayer_consensus.network import (
+    MAX_FORWARDED,
+    MAX_OUTCOME_BYTES,
+    MAX_TIMEOUT_MS,
     PROTOCOL_VERSION,
     Envelope,
-    ForwardReply,
-    ForwardRequest,
+    ForwardedOutcome,
+    ForwardedProposal,
     IdentifyReply,
     IdentifyRequest,
+    OperateReply,
+    OperateRequest,
+    ProposeReply,
+    ProposeRequest,
     SnapshotChunk,
     SnapshotChunkReply,
     request_limits,
@@ -77,7 +84,8 @@ REQUESTS: dict[str, Any] = {
     "snapshot": SnapshotChunk(5, LogId(4, 10), b"d" * 32, b"", 1, 2, b"data", False),
     "timeout-now": TimeoutNowRequest(5),
     "read-index": ReadIndexRequest(5, 77),
-    "propose": ForwardRequest("propose", b"payload", 1, 8, 9, 5000),
+    "propose": ProposeRequest(5, (ForwardedProposal(b"payload", 1, 8, 9, 5000), ForwardedProposal(b"", 3, 0, 0, 1))),
+    "operate": OperateRequest("remove_learner", b"arguments", 5000),
     "identify": IdentifyRequest(b"members"),
 }
 REPLIES: dict[str, Any] = {
@@ -87,13 +95,15 @@ REPLIES: dict[str, Any] = {
     "snapshot": SnapshotChunkReply(5, "continue", 1, 6),
     "timeout-now": TimeoutNowReply(5),
     "read-index": ReadIndexReply(5, 77, 7),
-    "propose": ForwardReply("", b"result", 12),
+    "propose": ProposeReply((ForwardedOutcome("", b"result", 12), ForwardedOutcome("not_leader", b"attributes", 0))),
+    "operate": OperateReply("", b"result"),
     "identify": IdentifyReply(2, b"2" * 16, b"c" * 16, b"m", b"ms", 1),
 }
 
 terms = st.integers(1, MAX_TERM)
 indexes = st.integers(0, MAX_INDEX)
 u64 = st.integers(0, MAX_U64)
+i63 = st.integers(0, (1 << 63) - 1)
 log_ids = st.one_of(st.just(NO_LOG), st.builds(LogId, st.integers(1, MAX_TERM), st.integers(1, MAX_INDEX)))
 
 
@@ -126,14 +136,17 @@ messages = st.one_of(
     st.builds(TimeoutNowRequest, terms),
     st.builds(ReadIndexRequest, terms, u64),
     st.builds(
-        ForwardRequest,
-        st.text("abcxyz_", max_size=64),
-        st.binary(max_size=99),
-        st.integers(0, 3),
-        indexes,
-        u64,
-        st.integers(0, 86_400_000),
+        ProposeRequest,
+        terms,
+        st.lists(
+            st.builds(
+                ForwardedProposal, st.binary(max_size=99), st.integers(0, 3), i63, i63, st.integers(1, 86_400_000)
+            ),
+            min_size=1,
+            max_size=9,
+        ).map(tuple),
     ),
+    st.builds(OperateRequest, st.text("abcxyz_", max_size=64), st.binary(max_size=99), st.integers(1, 86_400_000)),
     st.builds(IdentifyRequest, st.binary(max_size=99)),
 )
 quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -218,8 +231,24 @@ class RoundTripTests(SynchronousTestCase):
         for chunk in (SnapshotChunk(*huge, b"m" * (1 << 20), 0, 0, b"", False),
                       SnapshotChunk(*huge, b"", MAX_INDEX, MAX_INDEX, b"x" * (1 << 20), True)):  # fmt: skip
             self.assertLess(len(encode_request(ENVELOPE, chunk, MAX_U64)[1]), limits["snapshot"])
-        forward = ForwardRequest("propose", b"x" * config.max_proposal_bytes, 1, MAX_INDEX, MAX_U64, 86_400_000)
-        self.assertLess(len(encode_request(ENVELOPE, forward, MAX_U64)[1]), limits["propose"])
+        payload = b"x" * (config.max_payload_bytes // MAX_FORWARDED)
+        many = (ForwardedProposal(payload, 3, (1 << 63) - 1, (1 << 63) - 1, MAX_TIMEOUT_MS),) * MAX_FORWARDED
+        one = (ForwardedProposal(b"x" * config.max_proposal_bytes, 3, 0, 0, 1),)
+        for proposals in (many, one):
+            body = encode_request(ENVELOPE, ProposeRequest(MAX_TERM, proposals), MAX_U64)[1]
+            self.assertLess(len(body), limits["propose"])
+            self.assertEqual(decode_request("propose", body).message.proposals, proposals)
+
+    def test_largest_outcomes_fit_their_limit(self) -> None:
+        payload = b"x" * (MAX_OUTCOME_BYTES // MAX_FORWARDED)
+        many = (ForwardedOutcome("z" * 64, payload, MAX_INDEX),) * MAX_FORWARDED
+        one = (ForwardedOutcome("", b"x" * MAX_OUTCOME_BYTES, MAX_INDEX),)
+        for outcomes in (many, one):
+            body = encode_reply(ENVELOPE, ProposeReply(outcomes), MAX_U64)[1]
+            self.assertLess(len(body), ENDPOINTS["propose"].reply_limit)
+            self.assertEqual(decode_reply("propose", body).message.outcomes, outcomes)
+        body = encode_reply(ENVELOPE, ProposeReply((*one, ForwardedOutcome("", b"x", 1))), MAX_U64)[1]
+        self.assertRaises(InvalidMessage, decode_reply, "propose", body)
 
 
 class StrictTests(SynchronousTestCase):
@@ -336,8 +365,17 @@ class StrictTests(SynchronousTestCase):
             self.assert_refuses("vote", ".last", put("last", last))
         for size in (0, 31, 33):
             self.assert_refuses("snapshot", ".digest", put("digest", b"d" * size))
-        self.assert_refuses("propose", ".operation", put("operation", "rm -rf"))
-        self.assert_refuses("propose", ".kind", put("kind", 4))
+        self.assert_refuses("operate", ".operation", put("operation", "rm -rf"))
+        self.assert_refuses("operate", ".timeout_ms", put("timeout_ms", 0))
+        good = [b"", 1, 1, 1, 1]
+        for at, value in ((1, 4), (2, 1 << 63), (3, 1 << 63), (4, 0), (4, MAX_TIMEOUT_MS + 1), (0, ""), (2, True)):
+            row = [*good]
+            row[at] = value
+            self.assert_refuses("propose", ".proposals", put("proposals", [good, row]))
+        for rows in ([], [good] * (MAX_FORWARDED + 1), [good[:-1]], [[*good, 1]], [None]):
+            self.assert_refuses("propose", ".proposals", put("proposals", rows))
+        for node_id in (1 << 63, MAX_U64):
+            self.assert_refuses("vote", "id", put_outside("from", [node_id, b"1" * 16]))
 
     def test_rules_between_fields(self) -> None:
         self.assert_refuses("vote", ".last", put("last", [6, 10]))

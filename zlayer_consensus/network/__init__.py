@@ -3,10 +3,17 @@
 from ._client import HttpNetwork
 from ._codec import PROTOCOL_VERSION
 from ._messages import (
-    ForwardReply,
-    ForwardRequest,
+    MAX_FORWARDED,
+    MAX_OUTCOME_BYTES,
+    MAX_TIMEOUT_MS,
+    ForwardedOutcome,
+    ForwardedProposal,
     IdentifyReply,
     IdentifyRequest,
+    OperateReply,
+    OperateRequest,
+    ProposeReply,
+    ProposeRequest,
     SnapshotChunk,
     SnapshotChunkReply,
 )
@@ -16,16 +23,23 @@ from ._site import LimitedSite, SiteLimits, limited_site
 from .interfaces import Envelope, INetwork, IRaftService, RpcReply, RpcRequest
 
 __all__ = [
+    "MAX_FORWARDED",
+    "MAX_OUTCOME_BYTES",
+    "MAX_TIMEOUT_MS",
     "PROTOCOL_VERSION",
     "Envelope",
-    "ForwardReply",
-    "ForwardRequest",
+    "ForwardedOutcome",
+    "ForwardedProposal",
     "HttpNetwork",
     "INetwork",
     "IRaftService",
     "IdentifyReply",
     "IdentifyRequest",
     "LimitedSite",
+    "OperateReply",
+    "OperateRequest",
+    "ProposeReply",
+    "ProposeRequest",
     "RpcReply",
     "RpcRequest",
     "SiteLimits",

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ..raft import LogId
 
 __all__ = [
-    "ForwardReply",
-    "ForwardRequest",
+    "MAX_FORWARDED",
+    "MAX_OUTCOME_BYTES",
+    "MAX_TIMEOUT_MS",
+    "ForwardedOutcome",
+    "ForwardedProposal",
     "IdentifyReply",
     "IdentifyRequest",
+    "OperateReply",
+    "OperateRequest",
+    "ProposeReply",
+    "ProposeRequest",
     "SnapshotChunk",
     "SnapshotChunkReply",
 ]
+
+MAX_FORWARDED = 256
+"""Most proposals in one message."""
+MAX_OUTCOME_BYTES = 32 << 20
+"""Most bytes that the payloads of all outcomes in one message have together."""
+MAX_TIMEOUT_MS = 86_400_000
+"""Longest time-out that travels: a day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +71,14 @@ class SnapshotChunkReply:
     offset: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardRequest:
-    """A proposal or membership request on behalf of another node's client. It makes one hop at most.
+class ForwardedProposal(NamedTuple):
+    """A proposal on behalf of another node's client.
 
-    :param operation: ``propose``, or an administrative operation's name.
-    :param payload: the encoded request; for other operations their CBOR arguments.
-    :param kind: the entry kind of a proposal.
-    :param timeout_ms: how long the caller will wait.
+    :param payload: the encoded request.
+    :param kind: the entry kind.
+    :param timeout_ms: how long the caller will still wait.
     """
 
-    operation: str
     payload: bytes
     kind: int
     session: int
@@ -74,9 +86,8 @@ class ForwardRequest:
     timeout_ms: int
 
 
-@dataclass(frozen=True, slots=True)
-class ForwardReply:
-    """The outcome at the leader.
+class ForwardedOutcome(NamedTuple):
+    """What became of a forwarded proposal.
 
     :param error: an error's code, or empty.
     :param payload: the encoded result, or the error's CBOR attributes.
@@ -85,7 +96,53 @@ class ForwardReply:
 
     error: str
     payload: bytes
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeRequest:
+    """Proposals on behalf of another node's clients, to be appended in this order. They make one hop at most.
+
+    :param term: the term in which the receiver leads, as far as the sender knows. In any other it refuses them, so that
+        what was sent later, to a later leader, cannot come before them (H-88).
+    :param proposals: from 1 to :data:`MAX_FORWARDED`.
+    """
+
+    term: int
+    proposals: tuple[ForwardedProposal, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProposeReply:
+    """The outcome of each proposal, in the order of the request."""
+
+    outcomes: tuple[ForwardedOutcome, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OperateRequest:
+    """An administrative operation on behalf of another node's client. It makes one hop at most.
+
+    :param operation: its name.
+    :param arguments: CBOR.
+    :param timeout_ms: how long the caller will wait.
+    """
+
+    operation: str
+    arguments: bytes
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class OperateReply:
+    """The outcome of an administrative operation.
+
+    :param error: an error's code, or empty.
+    :param payload: the result as CBOR, or the error's attributes.
+    """
+
+    error: str
+    payload: bytes
 
 
 @dataclass(frozen=True, slots=True)

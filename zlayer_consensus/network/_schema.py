@@ -27,10 +27,17 @@ from ..raft import (
     VoteRequest,
 )
 from ._messages import (
-    ForwardReply,
-    ForwardRequest,
+    MAX_FORWARDED,
+    MAX_OUTCOME_BYTES,
+    MAX_TIMEOUT_MS,
+    ForwardedOutcome,
+    ForwardedProposal,
     IdentifyReply,
     IdentifyRequest,
+    OperateReply,
+    OperateRequest,
+    ProposeReply,
+    ProposeRequest,
     SnapshotChunk,
     SnapshotChunkReply,
 )
@@ -43,6 +50,8 @@ __all__ = [
     "IDENTIFY",
     "INCARNATION",
     "OPTIONAL_ID",
+    "OUTCOME_COLUMNS",
+    "PROPOSAL_COLUMNS",
     "TEXT",
     "U64",
     "WORD",
@@ -55,6 +64,8 @@ __all__ = [
 KIB = 1 << 10
 MIB = 1 << 20
 _MAX_U64 = (1 << 64) - 1
+# Of nodes, sessions and sequences.
+_MAX_ID = (1 << 63) - 1
 _MAX_CHUNK = MIB
 _MAX_MANIFEST = MIB
 _MAX_MEMBERS = 128 * KIB
@@ -140,8 +151,8 @@ def _one_of(*choices: str) -> Field:
     return Field("one of " + ", ".join(choices), read)
 
 
-ID = _integer("an integer from 1 to 2^64-1", 1, _MAX_U64)
-OPTIONAL_ID = _integer("an integer from 0 to 2^64-1", 0, _MAX_U64)
+ID = _integer("an integer from 1 to 2^63-1", 1, _MAX_ID)
+OPTIONAL_ID = _integer("an integer from 0 to 2^63-1", 0, _MAX_ID)
 U64 = _integer("an integer from 0 to 2^64-1", 0, _MAX_U64)
 WORD = Field("at most 64 of the characters a-z and _", _word)
 TEXT = Field("at most 1024 printable characters", _text)
@@ -154,8 +165,41 @@ _BOOL = Field("true or false", _boolean)
 _LOG_ID = Field("a list of term and index, each from 1 to 2^62-1, or 0 and 0, or 0 and 1", _log_id, list)
 _MEMBERS = _sized(f"at most {_MAX_MEMBERS} bytes", bytes, upto=_MAX_MEMBERS)
 _PAYLOAD = _sized(f"at most {_MAX_PROPOSAL} bytes", bytes, upto=_MAX_PROPOSAL)
-_RESULT = _sized(f"at most {2 * _MAX_PROPOSAL} bytes", bytes, upto=2 * _MAX_PROPOSAL)
+_RESULT = _sized(f"at most {MAX_OUTCOME_BYTES} bytes", bytes, upto=MAX_OUTCOME_BYTES)
+_KIND = _integer(f"an integer from 0 to {max(EntryKind)}", 0, max(EntryKind))
+_TIMEOUT = _integer(f"an integer from 1 to {MAX_TIMEOUT_MS}", 1, MAX_TIMEOUT_MS)
 _PACKED = _sized("a byte string of packed entries", bytes, upto=1 << 32)
+
+
+def _rows(what: str, row: Callable[..., Any], **columns: Field) -> Field:
+    """A list of lists, whose values have each the form of their column."""
+
+    def read(value: Any) -> Any:
+        if type(value) is not list or not 0 < len(value) <= MAX_FORWARDED:
+            raise ValueError
+        return tuple(read_row(each) for each in value)
+
+    def read_row(values: Any) -> Any:
+        if type(values) is not list or len(values) != len(columns):
+            raise ValueError
+        return row(*(column.read(value) for column, value in zip(columns.values(), values, strict=True)))
+
+    def write(rows: Any) -> Any:
+        return [list(each) for each in rows]
+
+    *most, last = columns
+    form = f"a list of 1 to {MAX_FORWARDED} {what}, each a list of {', '.join(most)} and {last}"
+    return Field(form, read, write)
+
+
+PROPOSAL_COLUMNS = {
+    "payload": _PAYLOAD,
+    "kind": _KIND,
+    "session": OPTIONAL_ID,
+    "sequence": OPTIONAL_ID,
+    "timeout_ms": _TIMEOUT,
+}
+OUTCOME_COLUMNS = {"error": WORD, "payload": _RESULT, "index": _INDEX}
 
 
 class MessageSchema(NamedTuple):
@@ -214,6 +258,12 @@ def _chunk(message: SnapshotChunk) -> tuple[str, str] | None:
     if message.manifest and (message.data or message.part or message.offset):
         return "manifest", "must come alone, before the data"
     return _last_term(message)
+
+
+def _outcomes(message: ProposeReply) -> tuple[str, str] | None:
+    if sum(len(outcome.payload) for outcome in message.outcomes) > MAX_OUTCOME_BYTES:
+        return "outcomes", f"must have at most {MAX_OUTCOME_BYTES} bytes of payload together"
+    return None
 
 
 _STATUS = _one_of("continue", "busy", "installed", "restart", "stale")
@@ -293,18 +343,24 @@ _ENDPOINTS = (
     Endpoint(
         "propose",
         "forward",
-        _schema(
-            ForwardRequest,
-            operation=WORD,
-            payload=_PAYLOAD,
-            kind=_integer(f"an integer from 0 to {max(EntryKind)}", 0, max(EntryKind)),
-            session=_INDEX,
-            sequence=U64,
-            timeout_ms=_integer("an integer from 0 to 86400000", 0, 86_400_000),
-        ),
-        _schema(ForwardReply, error=WORD, payload=_RESULT, index=_INDEX),
+        _schema(ProposeRequest, term=_TERM, proposals=_rows("proposals", ForwardedProposal, **PROPOSAL_COLUMNS)),
+        _schema(ProposeReply, _outcomes, outcomes=_rows("outcomes", ForwardedOutcome, **OUTCOME_COLUMNS)),
+        # The heads of a full batch need far less than what is added here.
         _MAX_PROPOSAL + MIB,
-        2 * _MAX_PROPOSAL + _FRAME,
+        MAX_OUTCOME_BYTES + MIB,
+    ),
+    Endpoint(
+        "operate",
+        "forward",
+        _schema(
+            OperateRequest,
+            operation=WORD,
+            arguments=_sized(f"at most {_MAX_MEMBERS} bytes", bytes, upto=_MAX_MEMBERS),
+            timeout_ms=_TIMEOUT,
+        ),
+        _schema(OperateReply, error=WORD, payload=_sized(f"at most {MIB} bytes", bytes, upto=MIB)),
+        _MAX_MEMBERS + _FRAME,
+        MIB + _FRAME,
     ),
     Endpoint(
         "identify",

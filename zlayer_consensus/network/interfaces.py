@@ -13,18 +13,20 @@ from zope.interface import Attribute, Interface
 
 from ..raft import Reply, Request
 from ._messages import (
-    ForwardReply,
-    ForwardRequest,
     IdentifyReply,
     IdentifyRequest,
+    OperateReply,
+    OperateRequest,
+    ProposeReply,
+    ProposeRequest,
     SnapshotChunk,
     SnapshotChunkReply,
 )
 
 __all__ = ["Envelope", "INetwork", "IRaftService", "RpcReply", "RpcRequest"]
 
-RpcRequest = Request | SnapshotChunk | ForwardRequest | IdentifyRequest
-RpcReply = Reply | SnapshotChunkReply | ForwardReply | IdentifyReply
+RpcRequest = Request | SnapshotChunk | ProposeRequest | OperateRequest | IdentifyRequest
+RpcReply = Reply | SnapshotChunkReply | ProposeReply | OperateReply | IdentifyReply
 
 
 @dataclass(frozen=True, slots=True)

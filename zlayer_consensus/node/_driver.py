@@ -128,6 +128,7 @@ class Driver:
         if effects.change is not None:
             rt.peers.members_changed(effects.change.membership)
             rt.observers.changed(effects.change)
+            rt.forwarder.leader_changed()
         for alarm in effects.alarms:
             self._alarm(alarm)
         if effects.removed:

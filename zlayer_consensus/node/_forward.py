@@ -1,4 +1,4 @@
-"""Forwarding to the leader: one hop at most, and never twice (J-42).
+"""Forwarding to the leader: in order, one hop at most, and never twice (J-42, H-88).
 
 What was certainly not sent is refused with :class:`~zlayer_consensus.errors.NotLeader`; what was sent and got no reply
 has an unknown outcome.
@@ -7,10 +7,11 @@ has an unknown outcome.
 from __future__ import annotations
 
 import inspect
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
 from .. import _cbor, errors
@@ -18,24 +19,44 @@ from ..errors import (
     ConsensusError,
     DomainError,
     InvalidMessage,
+    NodeRemoved,
     NodeStopped,
     NotLeader,
     OutcomeUnknown,
     Overloaded,
+    PeerRefused,
     PeerUnreachable,
 )
-from ..network import ForwardReply, ForwardRequest, RpcReply
+from ..network import (
+    MAX_FORWARDED,
+    MAX_OUTCOME_BYTES,
+    MAX_TIMEOUT_MS,
+    ForwardedOutcome,
+    ForwardedProposal,
+    OperateReply,
+    OperateRequest,
+    ProposeReply,
+    ProposeRequest,
+    RpcReply,
+    RpcRequest,
+)
 from ..raft import EntryKind, Role
 from ._failures import error_in
 from ._proposals import Applied, Proposal, check_session, is_proposable
 from ._sessions import SessionSettings
 
 if TYPE_CHECKING:
+    from ..types import RaftTypes
     from ._runtime import Runtime
 
 __all__ = ["Forwarder", "decode_error", "encode_error"]
 
-_PROPOSE = "propose"
+_MAX_OPERATIONS = 64
+"""Forwarded administrative operations that are under way at a leader."""
+_RESERVED = 1024
+"""Bytes that each outcome of a batch may have, whatever the others have."""
+_MOST_SAID = 200
+"""Characters of an error that nobody foresaw: few enough for what is reserved."""
 _TRAVELLING: Mapping[str, type[ConsensusError]] = {
     kind.code: kind
     for kind in (
@@ -92,67 +113,163 @@ def decode_error(code: str, payload: bytes) -> ConsensusError:
         return OutcomeUnknown(f"the leader answered with an error that cannot be read ({error})")
 
 
+class _Sent:
+    """Proposals that are on their way to a leader."""
+
+    __slots__ = ("leader_id", "proposals", "term")
+
+    def __init__(self, leader_id: int, term: int, proposals: list[Proposal]) -> None:
+        self.leader_id = leader_id
+        self.term = term
+        self.proposals = proposals
+
+
 class Forwarder:
-    """Sends what only the leader can do to it, and does here what others forward."""
+    """Sends what only the leader can do to it, and does here what others forward.
+
+    Proposals go in batches, one at a time to a leader of a term: what comes meanwhile gathers for the next. So they
+    stay in order, and there is never more than one request of them per leader, whatever the load.
+    """
 
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
-        self._sent: set[Proposal] = set()
+        self._waiting: deque[Proposal] = deque()
+        self._under_way: set[_Sent] = set()
+        self._latest: _Sent | None = None
+        """The batch after whose end the next one may go, if it goes to the same leader."""
+        self._stepping = False
+        self._operations = 0
 
     # At the follower.
 
-    def proposal(self, proposal: Proposal, deadline: float) -> None:
-        """Send a proposal to the leader, or refuse it."""
-        rt = self._rt
-        if not proposal.forward or rt.leader_member() is None:
-            rt.proposals.refuse(proposal, rt.not_leader())
+    def proposal(self, proposal: Proposal) -> None:
+        """Send a proposal, which has a deadline of its own, to the leader, after those before it; or refuse it."""
+        waiting = self._waiting
+        while waiting and waiting[0].called:  # those must not keep others out while a batch is under way
+            self._rt.proposals.release(waiting.popleft())
+        if not proposal.forward or self._rt.leader_member() is None:
+            self._rt.proposals.refuse(proposal, self._rt.not_leader())
             return
-        draft = proposal.draft
-        remaining = max(0.001, deadline - rt.clock.seconds())
-        self._sent.add(proposal)
-        proposal.sent = True
-        request = ForwardRequest(
-            _PROPOSE, draft.payload, draft.kind, draft.session, draft.sequence, _milliseconds(remaining)
-        )
-        _ = self._call(request, remaining).addCallbacks(
-            self._replied, self._failed, callbackArgs=(proposal,), errbackArgs=(proposal,)
+        waiting.append(proposal)
+        self._go_on()
+
+    def leader_changed(self) -> None:
+        """Another leader, or none: what waits goes to the next, whatever became of what was sent to the last.
+
+        It was never sent, so that is safe. While there is none it goes on waiting, until its deadlines.
+        """
+        self._go_on()
+
+    def _go_on(self) -> None:
+        # After the present step of the driver: the whole turn's proposals are there then.
+        if self._waiting and not self._stepping:
+            self._stepping = True
+            self._rt.driver.input(self._step)
+
+    def _step(self, _now: float) -> None:
+        self._stepping = False
+        rt, core = self._rt, self._rt.core
+        leader = rt.leader_member()
+        if leader is None:
+            return
+        if leader.node_id == rt.node_id:
+            while self._waiting:
+                rt.proposals.refuse(self._waiting.popleft(), rt.not_leader())
+            return
+        latest = self._latest
+        if latest is not None and (latest.leader_id, latest.term) == (leader.node_id, core.term):
+            return
+        proposals = self._next_batch()
+        if proposals:
+            self._send(_Sent(leader.node_id, core.term, proposals))
+
+    def _next_batch(self) -> list[Proposal]:
+        """Take what fits into one request from the front of the queue."""
+        batch: list[Proposal] = []
+        size, limit = 0, self._rt.config.max_payload_bytes
+        while self._waiting and len(batch) < MAX_FORWARDED:
+            proposal = self._waiting[0]
+            if proposal.called:  # expired or given up, and never sent
+                self._rt.proposals.release(self._waiting.popleft())
+                continue
+            size += len(proposal.draft.payload)
+            if batch and size > limit:
+                break
+            batch.append(self._waiting.popleft())
+        return batch
+
+    def _send(self, sent: _Sent) -> None:
+        self._under_way.add(sent)
+        self._latest = sent
+        now = self._rt.clock.seconds()
+        forwarded = []
+        longest = 0.001
+        for proposal in sent.proposals:
+            payload, kind, session, sequence = proposal.draft
+            remaining = proposal.deadline - now
+            longest = max(longest, remaining)
+            proposal.sent = True
+            forwarded.append(ForwardedProposal(payload, int(kind), session, sequence, _milliseconds(remaining)))
+        request = ProposeRequest(sent.term, tuple(forwarded))
+        _ = self._call(sent.leader_id, request, longest).addCallbacks(
+            self._replied, self._failed, callbackArgs=(sent,), errbackArgs=(sent,)
         )
 
-    def _replied(self, reply: ForwardReply, proposal: Proposal) -> None:
-        if proposal not in self._sent:
+    def _take_back(self, sent: _Sent) -> bool:
+        """End a batch's journey; return whether somebody still waits for what became of it."""
+        if sent not in self._under_way:
+            return False
+        self._under_way.discard(sent)
+        if self._latest is sent:
+            self._latest = None
+        self._go_on()
+        return True
+
+    def _replied(self, reply: RpcReply, sent: _Sent) -> None:
+        if not isinstance(reply, ProposeReply) or len(reply.outcomes) != len(sent.proposals):
+            self._failed(Failure(OutcomeUnknown("the leader answered with the wrong message")), sent)
+        elif self._take_back(sent):
+            for proposal, outcome in zip(sent.proposals, reply.outcomes, strict=True):
+                self._settle(proposal, outcome)
+
+    def _settle(self, proposal: Proposal, outcome: ForwardedOutcome) -> None:
+        proposals = self._rt.proposals
+        if outcome.error:
+            proposals.refuse(proposal, self.trusted(decode_error(outcome.error, outcome.payload)))
             return
-        self._sent.discard(proposal)
-        if reply.error:
-            self._rt.proposals.refuse(proposal, self.trusted(decode_error(reply.error, reply.payload)))
-            return
+        value: Any = outcome.index
         try:
-            value = self._decode_result(proposal.draft.kind, reply)
-        except ConsensusError as error:
-            self._rt.proposals.refuse(proposal, OutcomeUnknown(f"it was applied, but {error}"))
+            if proposal.draft.kind != EntryKind.SESSION:
+                value = self._rt.types.decode_response(outcome.payload)
+        except Exception as error:  # whatever an application's conversion raises concerns this one only
+            proposals.refuse(proposal, OutcomeUnknown(f"it was applied, but {_say(error)}"))
             return
-        self._rt.proposals.release(proposal)
+        proposals.release(proposal)
         if not proposal.called:
-            proposal.done(reply.index, value)
+            proposal.done(outcome.index, value)
 
-    def _decode_result(self, kind: int, reply: ForwardReply) -> Any:
-        return reply.index if kind == EntryKind.SESSION else self._rt.types.decode_response(reply.payload)
-
-    def _failed(self, failure: Failure, proposal: Proposal) -> None:
-        if proposal in self._sent:
-            self._sent.discard(proposal)
-            self._rt.proposals.refuse(proposal, self._meaning(failure))
+    def _failed(self, failure: Failure, sent: _Sent) -> None:
+        if self._take_back(sent):
+            error = self._meaning(failure)
+            for proposal in sent.proposals:
+                self._rt.proposals.refuse(proposal, error)
 
     async def operation(self, name: str, arguments: Mapping[str, Any], timeout: float) -> Any:
         """Have the leader carry out an administrative operation; return its plain result."""
-        request = ForwardRequest(name, _cbor.dumps(dict(arguments)), 0, 0, 0, _milliseconds(timeout))
+        leader = self._rt.leader_member()
+        if leader is None:
+            raise self._rt.not_leader()
+        request = OperateRequest(name, _cbor.dumps(dict(arguments)), _milliseconds(timeout))
         try:
-            reply = await self._call(request, timeout)
+            reply = await self._call(leader.node_id, request, timeout)
         except CancelledError:
             if self._rt.serving:
                 raise
             raise OutcomeUnknown("the node stopped after it was forwarded") from None
         except Exception as error:
             raise self._meaning(Failure()) from error
+        if not isinstance(reply, OperateReply):
+            raise OutcomeUnknown("the leader answered with the wrong message")
         if reply.error:
             raise self.trusted(decode_error(reply.error, reply.payload))
         try:
@@ -160,29 +277,20 @@ class Forwarder:
         except _cbor.CborError as error:
             raise OutcomeUnknown(f"it was done, but the leader's reply cannot be read ({error})") from error
 
-    def _call(self, request: ForwardRequest, timeout: float) -> Deferred[ForwardReply]:
-        leader = self._rt.leader_member()
-        if leader is None:
-            return fail(self._rt.not_leader())
-
-        def check(reply: RpcReply) -> ForwardReply:
-            if not isinstance(reply, ForwardReply):
-                raise OutcomeUnknown("the leader answered with the wrong message")
-            return reply
-
+    def _call(self, leader_id: int, request: RpcRequest, timeout: float) -> Deferred[RpcReply]:
         # A little longer than the leader itself waits, so that its answer can still arrive.
-        limit = timeout + self._rt.config.control_timeout
-        return self._rt.peers.call(leader.node_id, request, limit).addCallback(check)
+        limit = min(timeout, MAX_TIMEOUT_MS / 1000) + self._rt.config.control_timeout
+        return self._rt.peers.call(leader_id, request, limit)
 
     def _meaning(self, failure: Failure) -> ConsensusError:
         """Say what it means that a forwarded request got no reply."""
         error = failure.value
         if isinstance(error, PeerUnreachable) and not error.sent:
             return self._rt.not_leader()
-        if isinstance(error, Overloaded | NotLeader | OutcomeUnknown):
-            return error
-        if isinstance(error, errors.PeerRefused | NodeStopped | errors.NodeRemoved):
-            return self._rt.not_leader()  # it was refused before anything happened
+        if isinstance(error, Overloaded | NotLeader | OutcomeUnknown | PeerRefused | NodeRemoved):
+            return error  # it was refused before anything happened, or is what it is
+        if isinstance(error, NodeStopped):
+            return self._rt.not_leader()
         return OutcomeUnknown(f"it was forwarded to the leader, and then: {error}")
 
     def trusted(self, error: ConsensusError) -> ConsensusError:
@@ -191,74 +299,128 @@ class Forwarder:
 
     # At the leader.
 
-    def execute(self, request: ForwardRequest) -> Deferred[ForwardReply]:
-        """Do here what another node's client wants."""
-        if not 0 < request.timeout_ms < 1 << 40:
-            raise InvalidMessage(f"timeout_ms is {request.timeout_ms}")
-        if request.operation != _PROPOSE:
-            return Deferred.fromCoroutine(self._administer(request))
-        if not is_proposable(request.kind):
-            raise InvalidMessage(f"an entry of kind {request.kind} cannot be proposed")
-        try:
-            check_session(request.session, request.sequence)
-            payload = self._checked_payload(request)
-        except ValueError as error:
-            raise InvalidMessage(str(error)) from error
-        if self._rt.core.role is not Role.LEADER:
-            return _reply_with(self._rt.not_leader())
-        try:
-            proposal = self._rt.proposals.submit(
-                payload, request.kind, request.session, request.sequence, request.timeout_ms / 1000
+    def propose(self, request: ProposeRequest) -> Deferred[ProposeReply]:
+        """Propose here, in order, what the clients of another node want."""
+        core = self._rt.core
+        results = _Results(len(request.proposals), self._rt.types)
+        # In a newer term of ours, what the same node sent later may be in the log already (H-88).
+        refusal = self._rt.not_leader() if core.role is not Role.LEADER or core.term != request.term else None
+        for position, forwarded in enumerate(request.proposals):
+            if refusal is not None:
+                results.failed(position, refusal)
+                continue
+            try:
+                proposal = self._submit(forwarded)
+            except Exception as error:  # one that is wrong, or one too many, is refused; the others are not
+                results.failed(position, error if isinstance(error, ConsensusError) else InvalidMessage(_say(error)))
+                continue
+            _ = proposal.addCallbacks(
+                results.applied, results.refused, callbackArgs=(position, forwarded.kind), errbackArgs=(position,)
             )
-            proposal.forward, proposal.indexed = False, True
-        except ConsensusError as error:
-            return _reply_with(error)
-        return proposal.addCallbacks(self._applied, _refused, callbackArgs=(request.kind,))
+        return results.ended
 
-    def _checked_payload(self, request: ForwardRequest) -> bytes:
-        if request.kind == EntryKind.SESSION:
-            return SessionSettings.of(self._rt.config).encode()
-        if len(request.payload) <= self._rt.config.max_proposal_bytes:
-            # What cannot be decoded must never get into the log: it would stop every node.
-            self._rt.types.decode_request(request.payload)
-        return request.payload
+    def _submit(self, forwarded: ForwardedProposal) -> Proposal:
+        """Take one in.
 
-    def _applied(self, applied: Applied, kind: int) -> ForwardReply:
+        :raises Exception: whatever the application's conversion raises for a command that it cannot read. It must never
+            get into the log, where it would stop every node.
+        """
+        payload, kind, session, sequence, timeout_ms = forwarded
+        if not is_proposable(kind):
+            raise InvalidMessage(f"an entry of kind {kind} cannot be proposed")
+        check_session(session, sequence)
+        if not 0 < timeout_ms <= MAX_TIMEOUT_MS:
+            raise InvalidMessage(f"timeout_ms is {timeout_ms}")
+        if kind == EntryKind.SESSION:
+            payload = SessionSettings.of(self._rt.config).encode()
+        elif len(payload) <= self._rt.config.max_proposal_bytes:
+            self._rt.types.decode_request(payload)
+        proposal = self._rt.proposals.submit(payload, kind, session, sequence, timeout_ms / 1000)
+        proposal.forward, proposal.indexed = False, True
+        return proposal
+
+    async def operate(self, request: OperateRequest) -> OperateReply:
+        """Do here what an administrator wants who asked another node."""
+        if not 0 < request.timeout_ms <= MAX_TIMEOUT_MS:
+            raise InvalidMessage(f"timeout_ms is {request.timeout_ms}")
+        if self._operations >= _MAX_OPERATIONS:
+            raise Overloaded("forwarded operations", _MAX_OPERATIONS)
         try:
-            payload = b"" if kind == EntryKind.SESSION else self._rt.types.encode_response(applied.result)
-        except ConsensusError as error:
-            return ForwardReply(*encode_error(OutcomeUnknown(f"it was applied, but {error}")), applied.index)
-        return ForwardReply("", payload, applied.index)
-
-    async def _administer(self, request: ForwardRequest) -> ForwardReply:
-        try:
-            arguments = _cbor.loads(request.payload)
+            arguments = _cbor.loads(request.arguments)
         except _cbor.CborError as error:
             raise InvalidMessage(str(error)) from error
+        self._operations += 1
         try:
             result = await self._rt.admin.forwarded(request.operation, arguments, request.timeout_ms / 1000)
         except InvalidMessage:
             raise
         except Exception as error:
-            return ForwardReply(*encode_error(error), 0)
-        return ForwardReply("", _cbor.dumps(result), 0)
+            return OperateReply(*encode_error(error))
+        finally:
+            self._operations -= 1
+        return OperateReply("", _cbor.dumps(result))
 
-    def stop(self) -> None:
-        """End what is on its way."""
-        sent, self._sent = self._sent, set()
-        for proposal in sent:
+    def stop(self, cause: BaseException | None) -> None:
+        """End everything: what waits did not happen, what was sent may have."""
+        waiting, self._waiting = self._waiting, deque()
+        under_way, self._under_way, self._latest = self._under_way, set(), None
+        for proposal in waiting:
+            self._rt.proposals.refuse(proposal, NodeStopped(cause))
+        for proposal in [each for sent in under_way for each in sent.proposals]:
             self._rt.proposals.refuse(proposal, OutcomeUnknown("the node stopped after it was forwarded"))
 
 
-def _refused(failure: Failure) -> ForwardReply:
-    return ForwardReply(*encode_error(error_in(failure)), 0)
+class _Results:
+    """The outcomes of a batch of forwarded proposals, until there is one for each."""
+
+    def __init__(self, count: int, types: RaftTypes) -> None:
+        self.ended: Deferred[ProposeReply] = Deferred()
+        self._types = types
+        self._outcomes: list[ForwardedOutcome | None] = [None] * count
+        self._missing = count
+        self._room = MAX_OUTCOME_BYTES - count * _RESERVED
+
+    def applied(self, applied: Applied, position: int, kind: int) -> None:
+        """It has a result."""
+        try:
+            payload = b"" if kind == EntryKind.SESSION else self._types.encode_response(applied.result)
+        except Exception as error:
+            self._add(position, *_unknown(f"it was applied, but {_say(error)}"), applied.index)
+        else:
+            self._add(position, "", payload, applied.index)
+
+    def refused(self, failure: Failure, position: int) -> None:
+        """It was refused, or nobody knows."""
+        self.failed(position, error_in(failure))
+
+    def failed(self, position: int, error: BaseException) -> None:
+        """The same."""
+        try:
+            encoded = encode_error(error)
+        except Exception as problem:  # details that are no plain values
+            encoded = _unknown(f"it failed with an error that cannot be sent: {_say(problem)}")
+        self._add(position, *encoded, 0)
+
+    def _add(self, position: int, error: str, payload: bytes, index: int) -> None:
+        if len(payload) > _RESERVED:
+            if len(payload) > self._room:
+                error, payload = _unknown("it has an outcome, but there is no room for it in the leader's reply")
+            else:
+                self._room -= len(payload)
+        self._outcomes[position] = ForwardedOutcome(error, payload, index)
+        self._missing -= 1
+        if not self._missing:
+            self.ended.callback(ProposeReply(tuple(outcome for outcome in self._outcomes if outcome is not None)))
 
 
-def _reply_with(error: ConsensusError) -> Deferred[ForwardReply]:
-    result: Deferred[ForwardReply] = Deferred()
-    result.callback(ForwardReply(*encode_error(error), 0))
-    return result
+def _unknown(reason: str) -> tuple[str, bytes]:
+    return encode_error(OutcomeUnknown(reason[:_MOST_SAID]))
+
+
+def _say(error: BaseException) -> str:
+    text = str(error) if isinstance(error, ConsensusError) else f"{type(error).__name__}: {error}"
+    return text[:_MOST_SAID]
 
 
 def _milliseconds(seconds: float) -> int:
-    return max(1, int(seconds * 1000))
+    return int(min(max(1.0, seconds * 1000), MAX_TIMEOUT_MS))

@@ -20,9 +20,10 @@ from ..errors import (
 )
 from ..network import (
     Envelope,
-    ForwardRequest,
     IdentifyReply,
     IdentifyRequest,
+    OperateRequest,
+    ProposeRequest,
     RpcReply,
     RpcRequest,
     SnapshotChunk,
@@ -212,8 +213,10 @@ class Peers:
         rt = self._rt
         if isinstance(request, SnapshotChunk):
             return rt.receiver.chunk(sender, request)
-        if isinstance(request, ForwardRequest):
-            return rt.forwarder.execute(request)
+        if isinstance(request, ProposeRequest):
+            return rt.forwarder.propose(request)
+        if isinstance(request, OperateRequest):
+            return Deferred.fromCoroutine(rt.forwarder.operate(request))
         if len(self._inbound) >= _MAX_INBOUND:
             raise Overloaded("inbound RPCs", _MAX_INBOUND)
         return self._to_core(sender, request)  # type: ignore[arg-type]  # identify was dealt with before

@@ -102,7 +102,7 @@ class _Batch:
 class Proposals:
     """Gathers the proposals of one reactor turn, appends them as one batch, and settles them when they are applied."""
 
-    def __init__(self, runtime: Runtime, elsewhere: Callable[[Proposal, float], None]) -> None:
+    def __init__(self, runtime: Runtime, elsewhere: Callable[[Proposal], None]) -> None:
         self._rt = runtime
         self._elsewhere = elsewhere
         self._gathered: deque[_Batch] = deque()
@@ -210,7 +210,7 @@ class Proposals:
             try:
                 if not proposal.deadline:
                     self._give_deadline(proposal, batch.timeout, batch.deadline)
-                self._elsewhere(proposal, proposal.deadline)
+                self._elsewhere(proposal)
             except Exception as error:
                 self.refuse(proposal, OutcomeUnknown("the node failed") if proposal.sent else NodeStopped(error))
                 raise

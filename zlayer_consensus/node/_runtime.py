@@ -355,7 +355,7 @@ class Runtime:
             self.driver.kill()
             self.driver.end()
         self.proposals.stop(cause)
-        self.forwarder.stop()
+        self.forwarder.stop(cause)
         self.reads.stop(cause)
         self.peers.stop(cause)
         self.applier.stop(cause)
