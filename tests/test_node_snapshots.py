@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from twisted.internet.defer import succeed
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -16,6 +17,7 @@ from zlayer_consensus.errors import (
     NodeStopped,
     StorageCorrupt,
     StorageFailed,
+    StorageFull,
     WrongIdentity,
 )
 from zlayer_consensus.network import SnapshotChunk
@@ -163,6 +165,28 @@ class SnapshotTests(NodeTestCase):
         self.cluster.network.default.loss = self.cluster.network.default.duplicate = 0.0
         self.cluster.settle()
         self.assertEqual(node.machine.state, self.cluster.leader().machine.state)
+
+    def test_a_receiver_that_is_busy_for_ever(self) -> None:
+        """Given up after ``snapshot_timeout`` like one that does not answer, and tried again."""
+        node, ended = self.follower, []
+        others = [self.cluster.address(i) for i in self.ids if i != node.node_id]
+        self.cluster.network.partition([node.address], others)
+        self.fill()
+        self.patch(node._runtime.receiver, "chunk", lambda *_: succeed(node._runtime.receiver._reply("busy")))
+        core = self.lead._runtime.core
+        snapshot_sent = core.snapshot_sent
+
+        def sent(request: Any, last: Any, now: float) -> Any:
+            ended.append(last)
+            return snapshot_sent(request, last, now)
+
+        self.patch(core, "snapshot_sent", sent)
+        self.cluster.network.heal()
+        limit = self.lead._runtime.config.snapshot_timeout
+        self.cluster.run(limit - 10.0, step=0.1)
+        self.assertEqual(ended, [])
+        self.cluster.run(20.0, step=0.1)
+        self.assertEqual(ended, [None])
 
     def test_proposals_that_a_snapshot_supersedes_are_unknown(self) -> None:
         """J-45: an old leader's waiting proposal ends when it gets a snapshot in place of the log."""
@@ -508,3 +532,25 @@ class RestartTests(SynchronousTestCase):
         self.cluster.error(node.trigger("snapshot"), ConsensusError)
         self.assertIsInstance(self.cluster.result(told), StorageFailed)
         self.flushLoggedErrors()
+
+    def test_full_disk_costs_the_snapshot_only(self) -> None:
+        """S-11: it is given up and told, what was written goes, the node goes on; later there is room again."""
+        node = self.begin()
+        self.cluster.result(node.propose(["set", "a", 1]))
+        for full in ("create", "write", "sync", "rename"):
+            with self.subTest(full):
+
+                def no_space(operation: str, path: str, full: str = full) -> None:
+                    if operation == full and path.startswith("/data1"):
+                        raise StorageFull(operation, path, "No space left on device")
+
+                self.files.before = no_space
+                before = node.metrics().snapshot
+                self.cluster.error(node.trigger("snapshot"), StorageFull)
+                self.files.before = None
+                self.assertEqual(node.metrics().snapshot, before)
+                self.assertEqual(self.cluster.result(node.propose(["set", "a", 1])), 1)
+                self.cluster.result(node.trigger("snapshot"))
+                self.assertEqual(node.metrics().snapshot, node.metrics().last)
+                self.cluster.result(node.propose(["set", "a", 1]))
+        self.assertFalse(node.metrics().stopped)

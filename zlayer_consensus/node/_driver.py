@@ -158,8 +158,7 @@ class Driver:
 
     def _persisted(self, _: None, seq: int, last: LogId) -> None:
         self.input(self._core.persisted, seq, last)
-        self._rt.builder.durable_moved()
-        self._rt.receiver.durable_moved()
+        self._rt.durability.moved()
 
     def _storage_failed(self, failure: Failure) -> None:
         self._rt.fail(error_in(failure))

@@ -21,6 +21,7 @@ from ._admin import Admin
 from ._applier import Applier
 from ._deadlines import Deadlines
 from ._driver import Driver
+from ._durability import Durability
 from ._failures import error_in
 from ._forward import Forwarder
 from ._metrics import Metrics, measure
@@ -90,6 +91,7 @@ class Runtime:
         self.proposals = Proposals(self, self.forwarder.proposal)
         self.reads = Reads(self)
         self.applier = Applier(self)
+        self.durability = Durability(self)
         self.builder = SnapshotBuilder(self)
         self.senders = Senders(self)
         self.receiver = Receiver(self)

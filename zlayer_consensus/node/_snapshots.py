@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 
-from ..errors import ConsensusError, InvariantBroken, NodeStopped
+from ..errors import ConsensusError, InvariantBroken, NodeStopped, StorageFull
 from ..raft import SnapshotPoint
 from ..storage.interfaces import ISnapshotWriter
 from ._applier import SLICE_SECONDS
@@ -23,13 +23,13 @@ class SnapshotBuilder:
     """Builds one snapshot at a time, by policy or when asked.
 
     The session table goes first, the application's own pieces follow (H-82). A snapshot is published only when the
-    log is durable as far as it reaches: else a crash could leave a log that ends before its snapshot (S-17).
+    log is durable as far as it reaches: else a crash could leave a log that ends before its snapshot (S-17). If the
+    disk is full it is given up, and the node goes on without it.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
         self._task: Deferred[None] | None = None
-        self._durable: tuple[int, Deferred[None]] | None = None
         self._waiters: list[Deferred[None]] = []
         self._aborting: Deferred[None] | None = None
         self._stopped = False
@@ -53,11 +53,13 @@ class SnapshotBuilder:
         while self._published() < wanted:
             if self._stopped or not self._rt.serving:
                 raise NodeStopped(self._rt.cause)
+            waiter: Deferred[None] = Deferred()
+            self._waiters.append(waiter)  # first, since what follows may end at once
             if self._task is None:
                 self._begin()
-            if self._task is not None:  # the one under way may have less; then another one follows
-                waiter: Deferred[None] = Deferred()
-                self._waiters.append(waiter)
+            if self._task is None and not waiter.called:
+                self._waiters.remove(waiter)
+            else:  # the one under way may have less; then another one follows
                 await waiter
 
     def _published(self) -> int:
@@ -88,13 +90,13 @@ class SnapshotBuilder:
                 self._aborting = None
             writer = rt.store.writer(point)
             await self._drain(writer, pieces)
-            await self._until_durable(point.last.index)
+            await rt.durability.until(point.last.index)
             if point.last.index <= self._published():
                 await writer.abort()  # one that was received from a leader is newer
                 return
-            publishing, writer = writer, None
             self._publishing = True
-            await publishing.publish()
+            await writer.publish()
+            writer = None
             rt.driver.input(rt.core.snapshot_taken, point)
         finally:
             close = getattr(pieces, "close", None)
@@ -113,19 +115,6 @@ class SnapshotBuilder:
                 await self._rt.sleep(0)
                 end = clock.seconds() + SLICE_SECONDS
 
-    def _until_durable(self, index: int) -> Deferred[None]:
-        if self._rt.core.durable >= index:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._durable = (index, waiter)
-        return waiter
-
-    def durable_moved(self) -> None:
-        """The durable index may have moved."""
-        if self._durable is not None and self._rt.core.durable >= self._durable[0]:
-            waiter, self._durable = self._durable[1], None
-            waiter.callback(None)
-
     def _ended(self, result: Any) -> None:
         self._task = None
         self._publishing = False
@@ -134,6 +123,9 @@ class SnapshotBuilder:
         if isinstance(error, CancelledError):
             # Given up for a leader's snapshot, which has more; or for good.
             error = NodeStopped(self._rt.cause) if self._stopped else None
+        elif isinstance(error, StorageFull):
+            # The older snapshots and the log are as they were; the policy will try again (S-11).
+            self._rt.log.critical("A snapshot could not be taken: {error}", error=error)
         elif error is not None:
             if self._rt.serving:
                 self._rt.log.failure("A snapshot could not be taken", result)

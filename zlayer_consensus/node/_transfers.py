@@ -104,7 +104,7 @@ class _Sender:
             progress = status == "continue" and self._position > furthest
             if progress:
                 furthest = self._position
-            if progress or status == "busy":
+            if progress:  # one that is busy may be so for as long as one that is silent
                 progress_at = now
             elif now - progress_at >= rt.config.snapshot_timeout:
                 rt.log.warn("The snapshot for node {peer} makes no progress", peer=self._peer)
@@ -162,7 +162,6 @@ class Receiver:
         self._receiver: ISnapshotReceiver | None = None
         self._writing = False
         self._installing: Deferred[None] | None = None
-        self._durable: tuple[int, Deferred[None]] | None = None
 
     def chunk(self, sender: int, chunk: SnapshotChunk) -> Deferred[SnapshotChunkReply]:
         """Take one chunk of a transfer; see :class:`~zlayer_consensus.network.SnapshotChunkReply`."""
@@ -269,21 +268,8 @@ class Receiver:
         rt.applier.resume()
         rt.applier.restored()
         rt.peers.members_changed(rt.core.membership)
-        await self._until_durable(point.last.index)
+        await rt.durability.until(point.last.index)
         rt.log.info("installed the leader's snapshot at {position}", position=str(point.last))
-
-    def _until_durable(self, index: int) -> Deferred[None]:
-        if self._rt.core.durable >= index:
-            return succeed(None)
-        waiter: Deferred[None] = Deferred()
-        self._durable = (index, waiter)
-        return waiter
-
-    def durable_moved(self) -> None:
-        """The durable index may have moved."""
-        if self._durable is not None and self._rt.core.durable >= self._durable[0]:
-            waiter, self._durable = self._durable[1], None
-            waiter.callback(None)
 
     def _installed(self, result: Any) -> None:
         self._installing = None
