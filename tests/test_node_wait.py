@@ -9,7 +9,9 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import DeadlineExceeded
+from zlayer_consensus.node import Metric
 from zlayer_consensus.node._deadlines import Deadlines
+from zlayer_consensus.raft import LogId
 
 from .node_cluster import NodeTestCase
 
@@ -53,6 +55,55 @@ class WaitTests(NodeTestCase):
         self.cluster.result(self.lead.trigger("purge"))
         for each in waiting:
             self.cluster.result(each)
+
+    def test_a_metric_at_least_and_exactly(self) -> None:
+        node = self.follower
+        before = self.lead.metrics()
+        index, term = before.applied + 1, before.term
+        waiting = {
+            "at least": node.wait.ge(Metric.APPLIED_INDEX, index, timeout=5.0),
+            "exactly": node.wait.eq("last_log_index", index, timeout=5.0),
+            "by name": node.wait.ge("applied", LogId(term, index)),
+            "snapshot": node.wait.ge(Metric.SNAPSHOT, LogId(term, index)),
+            "purged": node.wait.ge(Metric.PURGED, index),
+            "term": node.wait.eq(Metric.TERM, term + 1),
+            "vote": node.wait.eq(Metric.VOTE, (term + 1, node.node_id)),
+        }
+        self.cluster.run(0.5)
+        for each in waiting.values():
+            self.assertNoResult(each)
+        self.cluster.result(self.lead.propose(["time"]))
+        for name in ("at least", "exactly", "by name"):
+            self.assertEqual(self.cluster.result(waiting.pop(name)).last.index, index)
+        self.cluster.result(node.trigger("snapshot"))
+        self.cluster.result(node.trigger("purge"))
+        for name in ("snapshot", "purged"):
+            self.cluster.result(waiting.pop(name))
+        self.cluster.result(self.lead.transfer_leadership(node.node_id))
+        for each in waiting.values():
+            self.assertEqual(self.cluster.result(each).term, term + 1)
+
+    def test_a_metric_that_never_comes(self) -> None:
+        """J-47: the error names what was waited for."""
+        error = self.cluster.error(self.lead.wait.eq(Metric.APPLIED_INDEX, 10**6, 0.5), DeadlineExceeded)
+        self.assertEqual(error.operation, "waiting for applied_index to be 1000000")
+        error = self.cluster.error(self.lead.wait.ge("snapshot", LogId(9, 9), 0.5), DeadlineExceeded)
+        self.assertEqual(error.operation, "waiting for snapshot to reach 9-9")
+
+    def test_impossible_metrics(self) -> None:
+        """Refused at the call, with a failed Deferred."""
+        for metric, value in (
+            ("height", 1),
+            (Metric.TERM, "1"),
+            (Metric.TERM, True),
+            (Metric.TERM, LogId(1, 1)),
+            (Metric.VOTE, 1),
+            (Metric.APPLIED, 1),
+            (Metric.SNAPSHOT, None),
+        ):
+            for wait in (self.lead.wait.ge, self.lead.wait.eq):
+                with self.subTest(f"{metric} {value}"):
+                    self.failureResultOf(wait(metric, value), ValueError)
 
     def test_what_holds_already(self) -> None:
         self.successResultOf(self.lead.wait(lambda metrics: metrics.role == "leader"))

@@ -4,6 +4,6 @@ from ._bootstrap import InitialMember
 from ._metrics import Metrics, PeerMetrics
 from ._node import ConsensusNode
 from ._proposals import Applied
-from ._wait import Wait
+from ._wait import Metric, Wait
 
-__all__ = ["Applied", "ConsensusNode", "InitialMember", "Metrics", "PeerMetrics", "Wait"]
+__all__ = ["Applied", "ConsensusNode", "InitialMember", "Metric", "Metrics", "PeerMetrics", "Wait"]

@@ -49,6 +49,7 @@ class Metrics:
     :param recovered: whether everything was applied that was known to be committed at the start.
     :param transferring: to whom leadership is being transferred.
     :param stopped: whether the node has stopped, or is about to.
+    :param applied_id: position of the last applied entry.
     """
 
     node_id: int
@@ -72,6 +73,7 @@ class Metrics:
     pending_proposals: int = 0
     pending_reads: int = 0
     stopped: bool = False
+    applied_id: LogId = NO_LOG
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -108,4 +110,5 @@ def measure(runtime: Runtime) -> Metrics:
         pending_proposals=runtime.proposals.count,
         pending_reads=runtime.reads.count,
         stopped=stopped,
+        applied_id=runtime.applier.last,
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING
+from enum import Enum
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, fail
 
-from ..raft import LogId
+from ..raft import NO_LOG, LogId
 from ._admin import deadline
 from ._deadlines import check_timeout
 from ._metrics import Metrics
@@ -15,7 +17,56 @@ from ._metrics import Metrics
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["Wait"]
+__all__ = ["Metric", "Wait"]
+
+
+class Metric(Enum):
+    """What :meth:`Wait.ge` and :meth:`Wait.eq` compare. A member may be given by its value, too.
+
+    ``vote`` is the pair of term and candidate (0 if there was none); ``applied`` and ``snapshot`` are positions,
+    :class:`~zlayer_consensus.raft.LogId`; the others are numbers. There is no snapshot before the first, which is
+    before every position.
+    """
+
+    TERM = "term"
+    VOTE = "vote"
+    LAST_LOG_INDEX = "last_log_index"
+    APPLIED = "applied"
+    APPLIED_INDEX = "applied_index"
+    SNAPSHOT = "snapshot"
+    PURGED = "purged"
+
+    def of(self, metrics: Metrics) -> tuple[int, ...]:
+        """Return it as it is compared."""
+        match self:
+            case Metric.TERM:
+                return (metrics.term,)
+            case Metric.VOTE:
+                return metrics.term, metrics.voted_for or 0
+            case Metric.LAST_LOG_INDEX:
+                return (metrics.last.index,)
+            case Metric.APPLIED:
+                return metrics.applied_id
+            case Metric.APPLIED_INDEX:
+                return (metrics.applied,)
+            case Metric.SNAPSHOT:
+                return metrics.snapshot or NO_LOG
+            case Metric.PURGED:
+                return (metrics.purged,)
+
+    def comparable(self, value: object) -> tuple[int, ...]:
+        """Return a value as :meth:`of` returns it.
+
+        :raises ValueError: if it is not of this metric's kind.
+        """
+        numbers: tuple[Any, ...]
+        if self in (Metric.VOTE, Metric.APPLIED, Metric.SNAPSHOT):
+            wanted, numbers = "a pair of numbers", value if isinstance(value, tuple) and len(value) == 2 else ()
+        else:
+            wanted, numbers = "a number", (value,)
+        if not numbers or not all(type(number) is int for number in numbers):
+            raise ValueError(f"{self.value} is compared with {wanted}, not {value!r}")
+        return tuple(numbers)
 
 
 class Wait:
@@ -44,6 +95,29 @@ class Wait:
         return deadline(waiting, self._rt.clock, timeout, f"waiting for {what}")
 
     __call__ = metrics
+
+    def ge(self, metric: Metric | str, value: object, timeout: float | None = None) -> Deferred[Metrics]:
+        """Wait until a metric is at least ``value``. What cannot be compared is a ``ValueError``."""
+        return self._compare(metric, value, timeout, operator.ge, "reach")
+
+    def eq(self, metric: Metric | str, value: object, timeout: float | None = None) -> Deferred[Metrics]:
+        """Wait until a metric is ``value``. What cannot be compared is a ``ValueError``."""
+        return self._compare(metric, value, timeout, operator.eq, "be")
+
+    def _compare(
+        self,
+        metric: Metric | str,
+        value: object,
+        timeout: float | None,
+        compare: Callable[[tuple[int, ...], tuple[int, ...]], bool],
+        verb: str,
+    ) -> Deferred[Metrics]:
+        try:
+            which = Metric(metric)
+            wanted = which.comparable(value)
+        except ValueError as error:
+            return fail(error)
+        return self.metrics(lambda m: compare(which.of(m), wanted), timeout, f"{which.value} to {verb} {value}")
 
     def term(self, term: int, timeout: float | None = None) -> Deferred[Metrics]:
         """Wait until the term is ``term`` or later."""
