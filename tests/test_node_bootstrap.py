@@ -265,6 +265,14 @@ class EnvelopeTests(NodeTestCase):
         self.assertEqual(self.node.metrics(), before)
         return error
 
+    def test_a_term_that_no_election_explains_is_counted(self) -> None:
+        """H-15: it is legal, so it is adopted; but it is told."""
+        term = self.node.metrics().term + 2_000_000
+        self.give(request=HeartbeatRequest(term, 0, 1))
+        self.cluster.run(0.1)
+        metrics = self.node.metrics()
+        self.assertEqual((metrics.term, metrics.term_jumps), (term, 1))
+
     def test_other_cluster(self) -> None:
         """H-30: both ids are named."""
         error = self.refused(ClusterMismatch, cluster_id=bytes(16))

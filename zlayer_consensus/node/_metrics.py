@@ -50,6 +50,7 @@ class Metrics:
     :param transferring: to whom leadership is being transferred.
     :param stopped: whether the node has stopped, or is about to.
     :param applied_id: position of the last applied entry.
+    :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
     """
 
     node_id: int
@@ -74,6 +75,7 @@ class Metrics:
     pending_reads: int = 0
     stopped: bool = False
     applied_id: LogId = NO_LOG
+    term_jumps: int = 0
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -111,4 +113,5 @@ def measure(runtime: Runtime) -> Metrics:
         pending_reads=runtime.reads.count,
         stopped=stopped,
         applied_id=runtime.applier.last,
+        term_jumps=runtime.observers.term_jumps,
     )

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Observers"]
 
+_HUGE_JUMP = 1_000_000
+"""More terms at once than elections can have passed; legal, but somebody may be lying (H-15)."""
+
 LeaderCallback = Callable[[int | None], object]
 RoleCallback = Callable[[str], object]
 
@@ -33,6 +36,9 @@ class Observers:
         self._notifying = False
         self.leader_id: int | None = None
         self.role = ""
+        self.term: int | None = None
+        self.term_jumps = 0
+        """How often the term rose by more than any number of elections explains."""
 
     def changed(self, change: StateChange) -> None:
         """Note a change, to be told by :meth:`notify`."""
@@ -52,6 +58,10 @@ class Observers:
             self._notifying = False
 
     def _tell(self, change: StateChange) -> None:
+        if self.term is not None and change.term - self.term > _HUGE_JUMP:
+            self.term_jumps += 1
+            self._rt.log.warn("the term jumped from {old} to {new}", old=self.term, new=change.term)
+        self.term = change.term
         role = change.role.value
         if role != self.role:
             self.role = role
