@@ -27,6 +27,8 @@ class Knobs:
     duplication: float
     stragglers: float
     """Chance of a message that takes so long that leaders may have come and gone."""
+    held_back: float
+    """Chance of a reply that waits until the member that asked leads again."""
     disk_delay: float
     apply_delay: float
     apply_batch: int
@@ -74,6 +76,7 @@ class Knobs:
             loss=choice((0, 0, 0.02, 0.1, 0.3)),
             duplication=choice((0, 0, 0.05, 0.3)),
             stragglers=choice((0, 0.01, 0.1)),
+            held_back=choice((0, 0, 0.02)),
             disk_delay=timeout * choice((0, 0.001, 0.01, 0.1, 0.4)),
             apply_delay=timeout * choice((0, 0.01, 0.1)),
             apply_batch=choice((1, 5, 100)),
@@ -102,16 +105,17 @@ class Knobs:
         return dataclasses.replace(
             self,
             config=config,
-            voters=random.choice((3, 5)),
+            voters=random.choice((3, 5, 5)),
             loss=0,
             stragglers=0.1,
+            held_back=0.1,
             delay_mean=timeout * random.choice((0.02, 0.1)),
             disk_delay=timeout * random.choice((0, 0.02, 0.2)),
             bulk_timeout=timeout * 20,
             proposal_every=timeout * 0.05,
             action_every=timeout * random.choice((0.2, 0.5)),
             outage=1.5,
-            actions={"isolate": 1, "split": 0.3, "transfer": 3, "campaign": 5, "crash": 0.3, "read": 2, "pause": 0.3},
+            actions={"isolate": 1, "split": 2, "transfer": 3, "campaign": 5, "crash": 0.3, "read": 2, "pause": 0.3},
         )
 
 

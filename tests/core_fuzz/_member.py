@@ -19,6 +19,7 @@ from zlayer_consensus.raft import (
     Membership,
     Persist,
     RaftCore,
+    Reply,
     Role,
     Send,
     SnapshotPoint,
@@ -75,6 +76,7 @@ class Member:
         self.syncing = self.applying = self.capturing = False
         self.loading: Snapshot | None = None
         self.incoming = Incoming(self)
+        self.held_back: list[tuple[Rpc, Reply]] = []
 
     # -- life
 
@@ -174,6 +176,7 @@ class Member:
         if core.role is Role.LEADER and (self.role is not Role.LEADER or core.term != self.term):
             self.world.trace("leads", node, "term", core.term)
             self.checker.leads(node, self.epoch, core.term, mirror)
+            self.world.let_go(self)
         if core.role is Role.LEADER and core.term == max(self.checker.leaders) and self.random.random() < 0.1:
             self._look_at_progress(core)
         self.role, self.term, self._membership = core.role, core.term, core.membership

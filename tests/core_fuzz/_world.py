@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 
 from zlayer_consensus.raft import Draft, HeartbeatRequest, Membership, Reply, Request, Role, VoteRequest
@@ -172,8 +173,18 @@ class World:
 
     def reply(self, rpc: Rpc, source: Member, message: Reply) -> None:
         """Carry a reply of the core back."""
-        if rpc.sender.epoch == rpc.epoch and not self._lost(source.node_id, rpc.sender.node_id):
+        if rpc.sender.epoch != rpc.epoch or self._lost(source.node_id, rpc.sender.node_id):
+            return
+        if self.faults and self.random.random() < self.knobs.held_back:
+            rpc.sender.held_back.append((rpc, message))
+        else:
             self.later(rpc.sender, self.delay(), lambda: self._replied(rpc, message))
+
+    def let_go(self, member: Member) -> None:
+        """Deliver the replies that were held back until this moment, when the member leads again."""
+        held, member.held_back = member.held_back, []
+        for rpc, message in held:
+            self.later(member, self.random.random() * self.knobs.delay_mean, partial(self._replied, rpc, message))
 
     def chunk_reply(self, rpc: Rpc, source: Member, verdict: str) -> None:
         """Carry the verdict on a piece of a snapshot back."""
