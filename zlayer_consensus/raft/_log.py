@@ -146,9 +146,13 @@ class LogView:
             self._trim()
 
     def set_durable(self, upto: LogId, limit: int) -> None:
-        """Record that the log was durable up to a position, of which ``limit`` is sure to stay (J-24)."""
+        """Record that the log was durable up to a position, of which ``limit`` is sure to stay (J-24).
+
+        What is behind ``purged`` is in the snapshot, whose reset of the log may still be under way.
+        """
         index = min(upto.index, limit)
-        if index > self.durable and (index < upto.index or self.term_at(index) == upto.term):
+        known = index < max(upto.index, self.purged.index) or self.term_at(index) == upto.term
+        if index > self.durable and known:
             self.durable = index
 
     def truncate(self, after: int) -> None:

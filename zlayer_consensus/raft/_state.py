@@ -232,7 +232,7 @@ class State:
         self._write = {}
         self.out.persist.append(Persist(self._next_seq, self.log.last, write))
         keeps = MAX_INDEX if write.truncate_after is None else write.truncate_after
-        keeps = keeps if write.reset is None else 0
+        keeps = keeps if write.reset is None else write.reset.index
         self._issued.append(Issued(self._next_seq, self.log.last, self.now, bool(explicit), keeps))
         self._next_seq += 1
 
