@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -31,6 +31,8 @@ class Link:
     :param duplicate: probability that a request is executed twice. The caller gets the first reply.
     :param reply_loss: probability that a request is executed and its reply lost.
     :param cut: nothing passes.
+    :param straggle: probability that a message takes a multiple of the delay, up to ``straggle_delay``.
+    :param clogged: what arrives is held until :meth:`MemoryNetwork.unclog`.
     """
 
     delay: tuple[float, float] = (0.0, 0.0)
@@ -38,6 +40,17 @@ class Link:
     duplicate: float = 0.0
     reply_loss: float = 0.0
     cut: bool = False
+    straggle: float = 0.0
+    straggle_delay: float = 0.0
+    clogged: bool = False
+
+
+Enter = Callable[..., object]
+"""``enter(call, *args)`` lets something happen in the life of a process: now, later, or never."""
+
+
+def _at_once(call: Callable[..., object], *args: Any) -> None:
+    call(*args)
 
 
 class MemoryNetwork:
@@ -58,30 +71,57 @@ class MemoryNetwork:
         self.through_codec = through_codec
         self.default = Link()
         """What holds for links that have no settings of their own."""
+        self.watch: Callable[[str, str, str, Any], object] | None = None
+        """Called with ``request``, ``execute``, ``reply`` or ``error``, the sender's and the target's address of the
+        request, and the message: when a request or its outcome leaves, and when a request arrives."""
         self._random = random
         self._links: dict[tuple[str, str], Link] = {}
         self._cuts: set[tuple[str, str]] = set()
-        self._services: dict[str, IRaftService] = {}
+        self._held: dict[tuple[str, str], list[Callable[[], object]]] = {}
+        self._services: dict[str, tuple[IRaftService, Enter]] = {}
         self._endpoints: dict[str, _Endpoint] = {}
         self._calls: dict[_Call, None] = {}
 
-    def endpoint(self, address: str) -> INetwork:
-        """Return the network as seen from ``address``; after its ``stop`` a new one."""
+    def endpoint(self, address: str, clock: IReactorTime | None = None, enter: Enter = _at_once) -> INetwork:
+        """Return the network as seen from ``address``; after its ``stop`` a new one.
+
+        :param clock: the caller's own, for its time-outs; by default the network's.
+        :param enter: how outcomes get into the caller's process.
+        """
         endpoint = self._endpoints.get(address)
         if endpoint is None or endpoint.stopped:
-            endpoint = self._endpoints[address] = _Endpoint(self, address)
+            endpoint = self._endpoints[address] = _Endpoint(self, address, clock or self.clock, enter)
         return endpoint
 
-    def attach(self, address: str, service: IRaftService) -> None:
-        """Serve what is sent to ``address``. Replaces what was attached there."""
-        self.detach(address)
-        self._services[address] = service
+    def attach(self, address: str, service: IRaftService, enter: Enter = _at_once) -> None:
+        """Serve what is sent to ``address``. Replaces what was attached there.
 
-    def detach(self, address: str) -> None:
-        """Close the port: calls that were under way there fail, and their replies are dropped, as when a node dies."""
-        if self._services.pop(address, None) is not None:
+        :param enter: how requests get into the service's process.
+        """
+        self.detach(address)
+        self._services[address] = service, enter
+
+    def detach(self, address: str, *, silent: bool = False) -> None:
+        """Close the port: calls that were under way there fail, and their replies are dropped, as when a node dies.
+
+        :param silent: those calls do not fail, but run into their time-outs: nobody resets the connections of a
+            machine that lost its power.
+        """
+        if self._services.pop(address, None) is not None and not silent:
             for call in [each for each in self._calls if each.target == address and each.delivered]:
-                call.fail("the connection was lost")
+                call.enter(call.fail, "the connection was lost")
+
+    def kill(self, address: str, *, silent: bool = False) -> None:
+        """Let the process at an address die: nobody hears of its own calls any more.
+
+        :param silent: see :meth:`detach`.
+        """
+        self.detach(address, silent=silent)
+        endpoint = self._endpoints.pop(address, None)
+        if endpoint is not None:
+            endpoint.stopped = True
+            for call in [each for each in self._calls if each.source == address]:
+                call.forget()
 
     def link(self, source: str, target: str) -> Link:
         """Return the settings of one direction; the first call makes a copy of the defaults for it."""
@@ -106,6 +146,28 @@ class MemoryNetwork:
         """Undo cuts and partitions: those that touch one of ``addresses``, or all. Settings of links stay."""
         self._cuts = {pair for pair in self._cuts if addresses and not set(addresses) & set(pair)}
 
+    def clog(self, source: str, target: str) -> None:
+        """Hold what arrives at ``target`` from ``source`` from now on."""
+        self.link(source, target).clogged = True
+
+    def unclog(self, source: str, target: str) -> None:
+        """Let through what was held, in an order of its own, and what comes."""
+        self.link(source, target).clogged = False
+        for arrive in self._held.pop((source, target), []):
+            self.clock.callLater(self._delay(source, target), arrive)
+
+    def _travel(self, source: str, target: str, arrive: Callable[[], object]) -> None:
+        """Let something arrive, unless it is lost."""
+
+        def here() -> None:
+            link = self._links.get((source, target), self.default)
+            if link.clogged:
+                self._held.setdefault((source, target), []).append(here)
+            elif self._passes(source, target):
+                arrive()
+
+        self.clock.callLater(self._delay(source, target), here)
+
     def _passes(self, source: str, target: str) -> bool:
         """Decide the fate of one message at the time when it arrives: what is on its way when a link is cut is lost."""
         link = self._links.get((source, target), self.default)
@@ -115,20 +177,29 @@ class MemoryNetwork:
         return probability > 0 and self._random.random() < probability
 
     def _delay(self, source: str, target: str) -> float:
-        low, high = self._links.get((source, target), self.default).delay
-        return low if low == high else self._random.uniform(low, high)
+        link = self._links.get((source, target), self.default)
+        low, high = link.delay
+        delay = low if low == high else self._random.uniform(low, high)
+        if self._happens(link.straggle):
+            delay += self._random.uniform(0.0, link.straggle_delay)
+        return delay
 
     def _execute(self, source: str, target: str, frame: tuple[Envelope, Any], done: _Call) -> None:
         """A request arrives: hand it to the service, and send the outcome on its way back."""
-        if not self._passes(source, target):
-            return
-        service = self._services.get(target)
-        if service is None:
+        attached = self._services.get(target)
+        if attached is None:
             # No answer but the refusal itself, and that is lost like everything else.
             self._return(source, target, done, Failure(PeerUnreachable(target, "the connection was refused", False)))
             return
         done.delivered = True
+        attached[1](self._serve, source, target, frame, done, attached[0])
+
+    def _serve(
+        self, source: str, target: str, frame: tuple[Envelope, Any], done: _Call, service: IRaftService
+    ) -> None:
         envelope, request = frame
+        if self.watch is not None:
+            self.watch("execute", source, target, request)
         if self.through_codec:
             endpoint, body = _codec.encode_request(envelope, request, 0)
             decoded = _codec.decode_request(endpoint, body)
@@ -136,7 +207,9 @@ class MemoryNetwork:
         reply = maybeDeferred(service.handle, envelope, request)
 
         def answer(result: Any) -> None:
-            if self._services.get(target) is service:
+            if self._services.get(target, (None,))[0] is service:
+                if self.watch is not None:
+                    self.watch("error" if isinstance(result, Failure) else "reply", source, target, result)
                 self._return(source, target, done, self._recode(envelope, target, result))
 
         _ = reply.addBoth(answer)
@@ -164,23 +237,21 @@ class MemoryNetwork:
             return
         lost = self._happens(self._links.get((source, target), self.default).reply_loss)
         if not lost:
-            self.clock.callLater(
-                self._delay(target, source),
-                lambda: done.finish(result) if self._passes(target, source) else None,
-            )
+            self._travel(target, source, lambda: done.enter(done.finish, result))
 
 
 class _Call:
     """One call under way: fires its Deferred once, whichever of reply, time-out, crash or stop comes first."""
 
-    def __init__(self, network: MemoryNetwork, source: str, target: str, timeout: float) -> None:
-        self.source = source
+    def __init__(self, network: MemoryNetwork, endpoint: _Endpoint, target: str, timeout: float) -> None:
+        self.source = endpoint.address
         self.target = target
+        self.enter = endpoint.enter
         self.delivered = False
         self.result: Deferred[RpcReply] = Deferred(self._cancelled)
         self._calls = network._calls
         self._calls[self] = None
-        self._timeout: IDelayedCall = network.clock.callLater(timeout, self.fail, f"no reply within {timeout:g} s")
+        self._timeout: IDelayedCall = endpoint.clock.callLater(timeout, self.fail, f"no reply within {timeout:g} s")
 
     def fail(self, reason: str) -> None:
         """Give up waiting."""
@@ -195,10 +266,14 @@ class _Call:
             self._timeout.cancel()
         self.result.callback(result)
 
-    def _cancelled(self, result: Deferred[RpcReply]) -> None:
+    def forget(self) -> None:
+        """Never fire: whoever waited is dead."""
         self._calls.pop(self, None)
         if self._timeout.active():
             self._timeout.cancel()
+
+    def _cancelled(self, result: Deferred[RpcReply]) -> None:
+        self.forget()
         result.errback(CancelledError())
 
 
@@ -206,28 +281,30 @@ class _Call:
 class _Endpoint:
     """The network as one node sees it."""
 
-    def __init__(self, network: MemoryNetwork, address: str) -> None:
+    def __init__(self, network: MemoryNetwork, address: str, clock: IReactorTime, enter: Enter) -> None:
         self.stopped = False
+        self.address = address
+        self.clock = clock
+        self.enter = enter
         self._network = network
-        self._address = address
 
     def call(self, address: str, envelope: Envelope, request: RpcRequest, timeout: float) -> Deferred[RpcReply]:
         """Send one RPC."""
-        network, source = self._network, self._address
+        network, source = self._network, self.address
         if self.stopped:
             return fail(PeerUnreachable(address, "this network was stopped", sent=False))
-        done = _Call(network, source, address, timeout)
+        if network.watch is not None:
+            network.watch("request", source, address, request)
+        done = _Call(network, self, address, timeout)
         link = network._links.get((source, address), network.default)
         for _ in range(2 if network._happens(link.duplicate) else 1):
-            network.clock.callLater(
-                network._delay(source, address), network._execute, source, address, (envelope, request), done
-            )
+            network._travel(source, address, lambda: network._execute(source, address, (envelope, request), done))
         return done.result
 
     def stop(self) -> Deferred[None]:
         """Fail the calls under way."""
         if not self.stopped:
             self.stopped = True
-            for call in [each for each in self._network._calls if each.source == self._address]:
+            for call in [each for each in self._network._calls if each.source == self.address]:
                 call.fail("this network was stopped")
         return succeed(None)

@@ -220,6 +220,8 @@ class SimulatedFileSystem:
         """Every operation that was begun, with its path; callers may clear it."""
         self.before: Callable[[str, str], None] | None = None
         """Called before each operation with its name and path. It may raise, record, or block."""
+        self.dead = False
+        """Whether its process has died: nothing that is asked for happens any more, and raises ``StorageFailed``."""
         self._faults: dict[str, tuple[int, str]] = {}
         self._root = _Directory()
         self._locks: set[str] = set()
@@ -279,6 +281,8 @@ class SimulatedFileSystem:
         self.operations.append((operation, path))
         if self.before is not None:
             self.before(operation, path)
+        if self.dead:
+            raise StorageFailed(operation, path, "the process is dead")
         left, cause = self._faults.pop(operation, (0, ""))
         if left == 1:
             raise StorageFailed(operation, path, cause)

@@ -1,0 +1,110 @@
+"""The hash chain: a state machine around the one under test, whose state tells its whole history."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from struct import Struct
+from typing import Any
+
+from zope.interface import implementer
+
+from ...errors import DomainError
+from ...storage import ApplyContext, IStateMachine, IStateSink
+from ...types import RaftTypes
+
+__all__ = ["ChainMachine", "ChainTypes"]
+
+_HEAD = Struct("<QQI")
+_INDEX = Struct("<Q")
+_NOTHING = (0, 0, 0)
+
+
+class ChainTypes(RaftTypes):
+    """The types of a :class:`ChainMachine`: the application's requests, and its responses with an index each."""
+
+    def __init__(self, types: RaftTypes) -> None:
+        self.request = types.request
+        self.response = types.response
+        self.encode_request = types.encode_request
+        self.decode_request = types.decode_request
+        self.encode_response = lambda pair: _INDEX.pack(pair[0]) + types.encode_response(pair[1])
+        self.decode_response = lambda data: [*_INDEX.unpack_from(data), types.decode_response(data[_INDEX.size :])]
+
+
+@implementer(IStateMachine)
+class ChainMachine:
+    """Counts the commands and hashes them and their results, so that any divergence shows at once.
+
+    Its result is ``[index, result]`` with the entry's index; a domain error passes through.
+
+    :param inner: the application.
+    :param types: the application's types; what they encode is what is hashed.
+    :param probe: called with ``(index, count, digest, restored)`` after each command and each restored snapshot.
+    """
+
+    def __init__(
+        self, inner: IStateMachine, types: RaftTypes, probe: Callable[[int, int, int, bool], object]
+    ) -> None:
+        self.inner = inner
+        self.index, self.count, self.digest = _NOTHING
+        self._types = types
+        self._probe = probe
+
+    def apply(self, command: Any, context: ApplyContext) -> list[Any]:
+        """See :meth:`~zlayer_consensus.storage.IStateMachine.apply`."""
+        digest = zlib.crc32(self._types.encode_request(command), self.digest)
+        digest = zlib.crc32(_HEAD.pack(context.index, context.time_ms, 0), digest)
+        try:
+            result = self.inner.apply(command, context)
+        except DomainError as error:
+            self._step(context.index, zlib.crc32(repr((error.reason, str(error))).encode(), digest))
+            raise
+        self._step(context.index, zlib.crc32(self._types.encode_response(result), digest))
+        return [context.index, result]
+
+    def _step(self, index: int, digest: int) -> None:
+        self.index, self.count, self.digest = index, self.count + 1, digest
+        self._probe(index, self.count, digest, False)
+
+    def snapshot(self) -> Iterator[bytes]:
+        """See :meth:`~zlayer_consensus.storage.IStateMachine.snapshot`."""
+        head = _HEAD.pack(self.index, self.count, self.digest)
+        return self._pieces(head, self.inner.snapshot())
+
+    @staticmethod
+    def _pieces(head: bytes, inner: Iterator[bytes]) -> Iterator[bytes]:
+        try:
+            yield head
+            yield from inner
+        finally:
+            close = getattr(inner, "close", None)
+            if close is not None:
+                close()
+
+    def restore(self) -> IStateSink:
+        """See :meth:`~zlayer_consensus.storage.IStateMachine.restore`."""
+        return _Sink(self, self.inner.restore())
+
+    def _restored(self, head: bytes) -> None:
+        self.index, self.count, self.digest = _HEAD.unpack(head)
+        self._probe(self.index, self.count, self.digest, True)
+
+
+@implementer(IStateSink)
+class _Sink:
+    def __init__(self, machine: ChainMachine, inner: IStateSink) -> None:
+        self._machine = machine
+        self._inner = inner
+        self._head: bytes | None = None
+
+    def write(self, chunk: bytes) -> None:
+        if self._head is None:
+            self._head = chunk
+        else:
+            self._inner.write(chunk)
+
+    def finish(self) -> None:
+        assert self._head is not None
+        self._inner.finish()
+        self._machine._restored(self._head)

@@ -1,0 +1,272 @@
+"""What must be true of all nodes together, after every step (hazards §2). Knows nothing of how the node works."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...network import SnapshotChunkReply
+from ...raft import (
+    AppendReply,
+    AppendRequest,
+    Entry,
+    HeartbeatReply,
+    LogId,
+    LogWrite,
+    Membership,
+    Role,
+    Start,
+    VoteReply,
+    VoteRequest,
+)
+from ._mirror import Mark, Mirror, mark
+
+if TYPE_CHECKING:
+    from ...node import ConsensusNode
+    from ._host import Process
+
+__all__ = ["Checker", "Violation", "quorum"]
+
+
+class Violation(Exception):
+    """An invariant does not hold.
+
+    :param invariant: its name.
+    """
+
+    def __init__(self, invariant: str, text: str) -> None:
+        super().__init__(f"{invariant}: {text}")
+        self.invariant = invariant
+        self.text = text
+
+
+def quorum(membership: Membership, having: set[int]) -> bool:
+    """Say whether these nodes are a majority, of both halves of a joint configuration."""
+    halves = [half for half in (membership.voters, membership.outgoing) if half]
+    return bool(halves) and all(2 * len(half & having) > len(half) for half in halves)
+
+
+class _Life:
+    """What was last seen of a process."""
+
+    __slots__ = ("applied", "commit", "machine", "purged", "role", "term")
+
+    def __init__(self) -> None:
+        self.role: Role | None = None
+        self.term = 0
+        self.commit = 0
+        self.applied = 0
+        self.machine = 0
+        self.purged = 0
+
+
+class Checker:
+    """Sees every write, every message and every state, and compares."""
+
+    def __init__(self) -> None:
+        self.committed: list[Mark] = []
+        """The one log: what is committed at index 1, 2, 3 …"""
+        self.mirrors: dict[int, Mirror] = {}
+        self.elections = 0
+        self.violation: Violation | None = None
+        """The first one. The code under test may have swallowed the exception."""
+        self._lives: dict[int, _Life] = {}
+        self._leaders: dict[int, int] = {}
+        self._votes: dict[tuple[int, int], int] = {}
+        self._known: dict[tuple[int, int], tuple[int, int | None]] = {}
+        """(index, term) of every entry that ever was: its check sum and the term before it."""
+        self._machines: dict[int, tuple[int, int]] = {}
+
+    def violated(self, invariant: str, text: str) -> Violation:
+        """Return the exception to raise."""
+        violation = Violation(invariant, text)
+        if self.violation is None:
+            self.violation = violation
+        return violation
+
+    # A host
+
+    def forget(self, node_id: int) -> None:
+        """Its disk was wiped or damaged: nothing is expected of it any more."""
+        self.mirrors[node_id] = Mirror()
+
+    def started(self, node_id: int) -> None:
+        """A process begins."""
+        self._lives[node_id] = _Life()
+        self.mirrors.setdefault(node_id, Mirror())
+
+    def died(self, node_id: int) -> None:
+        """A process ended."""
+        self._lives.pop(node_id, None)
+
+    # The log stores
+
+    def opened(self, node_id: int, start: Start) -> None:
+        """A log was recovered."""
+        self._require("durability", self.mirrors[node_id].opened(start), f"node {node_id}")
+
+    def written(self, node_id: int, write: LogWrite) -> LogWrite:
+        """A node asks for a write."""
+        mirror = self.mirrors[node_id]
+        latest = mirror.latest
+        if write.truncate_after is not None and write.truncate_after < self._own_commit(node_id):
+            raise self.violated("commit is final", f"node {node_id} truncates after {write.truncate_after}")
+        if write.hard_state is not None:
+            old, new = latest.state, write.hard_state
+            if new.term < old.term or (new.term == old.term and old.voted_for not in (0, new.voted_for)):
+                raise self.violated("term and vote", f"node {node_id} goes from {old} to {new}")
+        mirror.written(write)
+        for entry in write.entries:
+            self._match(node_id, entry, latest.term_at(entry.index - 1))
+        return write
+
+    def _match(self, node_id: int, entry: Entry, before: int | None) -> None:
+        """Log Matching: one index and term, one entry, one predecessor; by induction, one log up to there."""
+        key, value = (entry.index, entry.term), (mark(entry)[1], before)
+        known = self._known.setdefault(key, value)
+        if known[0] != value[0] or (None not in (known[1], before) and known[1] != before):
+            raise self.violated("log matching", f"node {node_id} has another entry {entry.id}: {value}, not {known}")
+
+    def durable(self, node_id: int, write: LogWrite) -> None:
+        """A write was acknowledged."""
+        if node_id in self._lives:
+            self._require("durability", self.mirrors[node_id].completed(write), f"node {node_id}")
+
+    def read(self, node_id: int, first: int, entries: list[Entry]) -> None:
+        """Entries were read."""
+        latest = self.mirrors[node_id].latest
+        for number, entry in enumerate(entries):
+            if entry.index != first + number or latest.mark_at(entry.index) not in (None, mark(entry)):
+                raise self.violated("durability", f"node {node_id} read another entry {entry.id} at {first + number}")
+
+    def purged(self, node_id: int, upto: LogId) -> None:
+        """A node lets entries go."""
+        self.mirrors[node_id].purged(upto)
+        self._lives[node_id].purged = upto.index
+
+    # The messages
+
+    def message(self, kind: str, sender: int, target: int, message: Any) -> None:
+        """A request leaves its sender, or a reply its target: what it promises must be durable (H-01, J-21, J-22)."""
+        if kind == "request":
+            self._request(sender, message)
+        elif kind == "reply":
+            self._reply(sender, target, message)
+
+    def _request(self, sender: int, message: Any) -> None:
+        if isinstance(message, VoteRequest) and not message.pre_vote:
+            state = self.mirrors[sender].durable.state
+            if (state.term, state.voted_for) != (message.term, sender) and state.term <= message.term:
+                raise self.violated("persist before send", f"node {sender} asks for votes of {message.term} with {state}")
+        elif isinstance(message, AppendRequest) and self.mirrors[sender].durable.state.term < message.term:
+            raise self.violated("persist before send", f"node {sender} leads term {message.term}, which is not durable")
+
+    def _reply(self, sender: int, target: int, message: Any) -> None:
+        """``target`` answers ``sender``."""
+        durable = self.mirrors[target].durable
+        if isinstance(message, VoteReply):
+            if message.granted and not message.pre_vote:
+                self._granted(message.term, target, sender)
+        elif isinstance(message, AppendReply):
+            if message.success and message.match > durable.last:
+                text = f"node {target} acknowledges {message.match}, durable is {durable.last}"
+                raise self.violated("persist before send", text)
+        elif isinstance(message, HeartbeatReply):
+            if message.last_index > durable.last:
+                text = f"node {target} tells of {message.last_index}, durable is {durable.last}"
+                raise self.violated("persist before send", text)
+        elif isinstance(message, SnapshotChunkReply) and message.status == "installed":
+            return
+
+    def _granted(self, term: int, voter: int, candidate: int) -> None:
+        state = self.mirrors[voter].durable.state
+        if state.term <= term and (state.term, state.voted_for) != (term, candidate):
+            raise self.violated("persist before send", f"node {voter} votes for {candidate} in {term} with {state}")
+        if self._votes.setdefault((term, voter), candidate) != candidate:
+            raise self.violated("one vote", f"node {voter} votes for {candidate} in term {term}, too")
+
+    # The state machines
+
+    def applied(self, node_id: int, index: int, count: int, digest: int, restored: bool) -> None:
+        """A state machine carried out a command, or took over a snapshot (State Machine Safety)."""
+        life = self._lives[node_id]
+        if not restored and index <= life.machine:
+            raise self.violated("apply order", f"node {node_id} applies {index} after {life.machine}")
+        life.machine = index
+        if self._machines.setdefault(index, (count, digest)) != (count, digest):
+            text = f"node {node_id} after entry {index}: {(count, digest)}, not {self._machines[index]}"
+            raise self.violated("state machine safety", text)
+
+    # The nodes
+
+    def recovered(self, node_id: int, node: ConsensusNode) -> None:
+        """A node has started."""
+
+    def _own_commit(self, node_id: int) -> int:
+        life = self._lives.get(node_id)
+        return life.commit if life else 0
+
+    def observe(self, process: Process) -> None:
+        """Look at a node after a step."""
+        runtime = process.node._runtime
+        if not runtime.has_core or process.stopped:
+            return
+        core, life, node_id = runtime.core, self._lives[process.host.node_id], process.host.node_id
+        term, commit, applied, role = core.term, core.commit, runtime.applier.applied, core.role
+        if term < life.term or commit < life.commit or applied < life.applied:
+            before = (life.term, life.commit, life.applied)
+            raise self.violated("monotone", f"node {node_id} fell from {before} to {(term, commit, applied)}")
+        if commit > life.commit:
+            self._commit(node_id, life.commit, commit, core.membership)
+        if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
+            self._elected(node_id, term)
+        if life.purged > commit:
+            raise self.violated("purge", f"node {node_id} purges up to {life.purged}, and commits up to {commit}")
+        life.term, life.commit, life.applied, life.role = term, commit, applied, role
+        last, snapshot = core.last.index, core.snapshot
+        taken = snapshot.last.index if snapshot is not None else 0
+        if not (core.purged.index <= max(taken, 0) <= commit <= last and applied <= commit and core.durable <= last):
+            text = (
+                f"node {node_id}: purged {core.purged.index}, snapshot {taken}, applied {applied}, commit {commit}, "
+                f"durable {core.durable}, last {last}"
+            )
+            raise self.violated("order of indexes", text)
+
+    def _commit(self, node_id: int, seen: int, commit: int, membership: Membership) -> None:
+        latest, committed = self.mirrors[node_id].latest, self.committed
+        for index in range(max(seen, latest.base.index) + 1, commit + 1):
+            found = latest.mark_at(index)
+            if found is None:
+                raise self.violated("commit", f"node {node_id} commits {index}, and ends at {latest.last}")
+            if index <= len(committed):
+                if committed[index - 1] != found:
+                    text = f"node {node_id} commits {found} at {index}, where {committed[index - 1]} was committed"
+                    raise self.violated("commit is final", text)
+                continue
+            having = {i for i in membership.all_voters if self._has(i, index, found)}
+            if not quorum(membership, having):
+                text = f"node {node_id} commits {index}, which only {sorted(having)} have of {membership.all_voters}"
+                raise self.violated("commit on a quorum", text)
+            if index != len(committed) + 1:
+                raise self.violated("commit", f"node {node_id} commits {index} after {len(committed)}")
+            committed.append(found)
+        if commit > len(committed):
+            raise self.violated("commit", f"node {node_id} says {commit} is committed, known is {len(committed)}")
+
+    def _has(self, node_id: int, index: int, found: Mark) -> bool:
+        mirror = self.mirrors.get(node_id)
+        return mirror is not None and mirror.durable.covers(index, found)
+
+    def _elected(self, node_id: int, term: int) -> None:
+        self.elections += 1
+        other = self._leaders.setdefault(term, node_id)
+        if other != node_id:
+            raise self.violated("election safety", f"nodes {other} and {node_id} lead term {term}")
+        latest = self.mirrors[node_id].latest
+        for index in range(latest.base.index + 1, len(self.committed) + 1):
+            if latest.mark_at(index) != self.committed[index - 1]:
+                text = f"node {node_id} leads term {term} without the committed entry {index}"
+                raise self.violated("leader completeness", text)
+
+    def _require(self, invariant: str, wrong: str, whom: str) -> None:
+        if wrong:
+            raise self.violated(invariant, f"{whom}: {wrong}")

@@ -1,0 +1,147 @@
+"""What one seed decides before anything happens: every size and time-out, and what goes wrong when."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import attrs
+
+from ...config import ConsensusConfig
+
+__all__ = ["Fault", "Knobs", "Plan"]
+
+
+@attrs.frozen
+class Fault:
+    """One thing that goes wrong.
+
+    :param at: when, in simulated seconds.
+    :param kind: a name of :data:`~zlayer_consensus.testing.simulation._faults.KINDS`.
+    :param seed: decides its details when it happens, whatever happened before.
+    """
+
+    at: float
+    kind: str
+    seed: int
+
+
+@attrs.frozen(kw_only=True)
+class Knobs:
+    """The settings of a run."""
+
+    config: ConsensusConfig
+    voters: int
+    inline_disk: bool
+    disk_latency: float
+    segment_bytes: int
+    tail_bytes: int
+    part_bytes: int
+    snapshots_kept: int
+    idle_seconds: float
+    drift: float
+    wall_clock_jumps: tuple[float, ...]
+    delay: tuple[float, float]
+    loss: float
+    duplicate: float
+    reply_loss: float
+    straggle: float
+    straggle_delay: float
+    clients: int
+    keys: int
+    think_time: float
+    duration: float
+
+    def clock_rate(self, random: Random) -> float:
+        """Draw how fast a machine's clock goes."""
+        return 1.0 + random.uniform(-self.drift, self.drift)
+
+    @classmethod
+    def draw(cls, random: Random) -> Knobs:
+        """Draw all settings."""
+        choice, uniform = random.choice, random.uniform
+        shortest = choice((50, 150, 500, 1500))
+        return cls(
+            config=_config(random, shortest),
+            voters=random.choices((1, 2, 3, 4, 5), (1, 1, 8, 1, 4))[0],
+            inline_disk=random.random() < 0.15,
+            disk_latency=choice((0.0, 0.0002, 0.002, shortest / 5000)),
+            segment_bytes=choice((16 << 10, 16 << 10, 64 << 10)),
+            tail_bytes=choice((0, 500, 1 << 20)),
+            part_bytes=choice((1, 50, 500, 1 << 20)),
+            snapshots_kept=choice((1, 2, 3)),
+            idle_seconds=choice((0.001, 0.1, 1.0)),
+            drift=choice((0.0, 0.0, 0.01, 0.2)),
+            wall_clock_jumps=choice(((0.0,), (0.0, -5.0, 5.0), (-86_400.0, 86_400.0))),
+            delay=(0.0, shortest / 1000 * choice((0.002, 0.02, 0.1))),
+            loss=choice((0.0, 0.0, 0.01, 0.1)),
+            duplicate=choice((0.0, 0.02, 0.3)),
+            reply_loss=choice((0.0, 0.02, 0.1)),
+            straggle=choice((0.0, 0.01, 0.1)),
+            straggle_delay=shortest / 1000 * choice((1.0, 5.0)),
+            clients=random.randint(1, 6),
+            keys=random.randint(1, 5),
+            think_time=shortest / 1000 * uniform(0.02, 0.6),
+            duration=shortest / 1000 * uniform(10, 40),
+        )
+
+
+def _config(random: Random, shortest: int) -> ConsensusConfig:
+    choice = random.choice
+    bulk = shortest / 1000 * choice((0.5, 1, 3))
+    return ConsensusConfig(
+        election_timeout_min_ms=shortest,
+        election_timeout_max_ms=int(shortest * choice((1.2, 2, 3))),
+        heartbeat_interval_ms=max(1, int(shortest * choice((0.1, 0.2, 0.5)))),
+        snapshot_policy=choice(("logs", "logs", "logs", "never")),
+        snapshot_logs_since_last=choice((1, 5, 30, 100)),
+        max_in_snapshot_log_to_keep=choice((0, 1, 10)),
+        max_pinned_log_bytes=choice((0, 1000, 1 << 20)),
+        max_payload_entries=choice((1, 2, 10, 300)),
+        max_payload_bytes=choice((1, 200, 1 << 20)),
+        max_inflight_appends=choice((1, 2, 8)),
+        max_inflight_bytes=choice((1, 500, 8 << 20)),
+        replication_lag_threshold=choice((0, 3, 1000)),
+        rpc_timeout=bulk,
+        snapshot_timeout=bulk * choice((1, 5)),
+        snapshot_chunk_bytes=choice((1, 20, 300, 1 << 18)),
+        proposal_timeout=shortest / 1000 * choice((1, 4)),
+        max_pending_proposals=choice((1, 3, 20_000)),
+        max_pending_reads=choice((1, 3, 20_000)),
+        forward_proposals=choice((True, True, False)),
+        session_window=choice((1, 2, 64)),
+        max_sessions=choice((2, 10_000)),
+        log_cache_bytes=choice((0, 1000, 8 << 20)),
+    )
+
+
+@attrs.frozen
+class Plan:
+    """A whole run.
+
+    :param seed: decides everything that is not written here.
+    """
+
+    seed: int
+    knobs: Knobs
+    faults: tuple[Fault, ...]
+
+    @classmethod
+    def draw(cls, seed: int) -> Plan:
+        """Draw a run."""
+        from ._faults import KINDS
+
+        knobs = Knobs.draw(Random(f"{seed} knobs"))
+        random = Random(f"{seed} faults")
+        kinds = {name: weight * random.choice((0, 0.3, 1, 3)) for name, weight in KINDS.items()}
+        if not any(kinds.values()):
+            kinds = dict(KINDS)
+        names, weights = list(kinds), list(kinds.values())
+        count = random.randint(3, 25)
+        times = sorted(random.uniform(0.0, knobs.duration) for _ in range(count))
+        faults = [Fault(at, random.choices(names, weights)[0], random.getrandbits(32)) for at in times]
+        return cls(seed, knobs, tuple(faults))
+
+    def without(self, **changes: Any) -> Plan:
+        """Return a changed copy."""
+        return attrs.evolve(self, **changes)
