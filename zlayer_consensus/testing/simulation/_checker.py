@@ -48,7 +48,7 @@ def quorum(membership: Membership, having: set[int]) -> bool:
 class _Life:
     """What was last seen of a process."""
 
-    __slots__ = ("applied", "commit", "machine", "purged", "role", "term")
+    __slots__ = ("applied", "commit", "machine", "purging", "role", "term")
 
     def __init__(self) -> None:
         self.role: Role | None = None
@@ -56,7 +56,7 @@ class _Life:
         self.commit = 0
         self.applied = 0
         self.machine = 0
-        self.purged = 0
+        self.purging: LogId | None = None
 
 
 class Checker:
@@ -140,8 +140,7 @@ class Checker:
 
     def purged(self, node_id: int, upto: LogId) -> None:
         """A node lets entries go."""
-        self.mirrors[node_id].purged(upto)
-        self._lives[node_id].purged = upto.index
+        self._lives[node_id].purging = upto  # in the same step it may have been committed
 
     # The messages
 
@@ -219,8 +218,12 @@ class Checker:
             self._commit(node_id, life.commit, commit, core.membership)
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
-        if life.purged > commit:
-            raise self.violated("purge", f"node {node_id} purges up to {life.purged}, and commits up to {commit}")
+        if life.purging is not None:
+            if life.purging.index > commit:
+                text = f"node {node_id} purges up to {life.purging}, and commits up to {commit}"
+                raise self.violated("purge", text)
+            self.mirrors[node_id].purged(life.purging)
+            life.purging = None
         life.term, life.commit, life.applied, life.role = term, commit, applied, role
         last, snapshot = core.last.index, core.snapshot
         taken = snapshot.last.index if snapshot is not None else 0
