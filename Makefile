@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format docs unit trial test acceptance demo cluster clean
+.PHONY: help venv lint format docs unit trial test acceptance mutants demo cluster clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -59,6 +59,10 @@ acceptance: venv ## Kill, stop and starve real nodes for several minutes, and se
 	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.torture --seconds $(SECONDS) --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.torture --churn --seconds $(SECONDS) --seed $(SEED)
+
+# How many seeds each gets, and on how many cores: make mutants SEEDS=100 JOBS=4
+mutants: venv ## Put known bugs into copies of the code, and see that the simulator finds each
+	@$(BIN)/python -m tests.mutants --seeds $(or $(SEEDS),500) --jobs $(or $(JOBS),1)
 
 demo: venv ## Start a cluster on this machine and show it at work
 	@$(BIN)/python -m zlayer_consensus.daemon.demo
