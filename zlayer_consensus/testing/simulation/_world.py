@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from random import Random
@@ -19,6 +18,7 @@ from ._faults import happen
 from ._host import Host, Process
 from ._plan import Plan
 from ._time import ProcessClock, Timeline
+from ._trace import Line, Recorder
 from ._workload import Workload
 
 __all__ = ["World"]
@@ -30,9 +30,17 @@ class World:
     :param plan: what is to happen.
     :param application: what is replicated.
     :param trace: takes each line of a readable trace.
+    :param trace_disk: whether that has the operations of the disks, too.
     """
 
-    def __init__(self, plan: Plan, application: Application, trace: Callable[[str], object] | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        application: Application,
+        trace: Callable[[Line], object] | None = None,
+        *,
+        trace_disk: bool = False,
+    ) -> None:
         self.plan = plan
         self.application = application
         self.timeline = Timeline()
@@ -43,13 +51,11 @@ class World:
         self.checker = Checker()
         self.counts: Counter[str] = Counter()
         """How often what happened."""
-        self.digest = 0
-        """Check sum of the trace: equal for equal runs."""
+        self.recorder = Recorder(self, trace, disk=trace_disk)
         self.hosts: dict[int, Host] = {}
         self.processes: dict[ProcessClock, Process] = {}
         self.founders = tuple(range(1, plan.knobs.voters + 1))
         self.calm = False
-        self._trace = trace
         self._broken: BaseException | None = None
         self.workload = Workload(self)
 
@@ -60,13 +66,8 @@ class World:
     # What happens, told
 
     def trace(self, what: str, *fields: object) -> None:
-        """Note that something happened."""
-        current = self.timeline.current
-        node = self.processes[current].host.node_id if current in self.processes else 0
-        line = f"{self.timeline.now:10.5f} {node or '-'} {what} {' '.join(map(str, fields))}"
-        self.digest = zlib.crc32(line.encode(), self.digest)
-        if self._trace is not None:
-            self._trace(line)
+        """Note that something happened that people want to see: a fault, what a client does."""
+        self.recorder.event(what, fields)
 
     def count(self, what: str, amount: int = 1) -> None:
         """Count that something happened."""
@@ -80,6 +81,7 @@ class World:
     def _after(self, clock: ProcessClock) -> None:
         process = self.processes.get(clock)
         if process is not None:
+            self.recorder.step(process)
             self.checker.observe(process)
         if self.checker.violation is not None:
             raise self.checker.violation
@@ -89,7 +91,7 @@ class World:
 
     def _watch(self, kind: str, source: str, target: str, message: Any) -> None:
         sender, receiver = int(source[4:-2]), int(target[4:-2])
-        self.trace(kind, source, target, type(message).__name__)
+        self.recorder.message(kind, sender, receiver, message)
         self.checker.message(kind, sender, receiver, message)
 
     # What faults and clients use
@@ -148,7 +150,12 @@ class World:
         """
         knobs = self.plan.knobs
         link = self.network.default
-        link.delay, link.loss, link.duplicate, link.reply_loss = knobs.delay, knobs.loss, knobs.duplicate, knobs.reply_loss
+        link.delay, link.loss, link.duplicate, link.reply_loss = (
+            knobs.delay,
+            knobs.loss,
+            knobs.duplicate,
+            knobs.reply_loss,
+        )
         link.straggle, link.straggle_delay = knobs.straggle, knobs.straggle_delay
         for _ in self.founders:
             self.add_host(founder=True)
