@@ -83,6 +83,9 @@ class World:
         if process is not None:
             self.recorder.step(process)
             self.checker.observe(process)
+        self._raise()
+
+    def _raise(self) -> None:
         if self.checker.violation is not None:
             raise self.checker.violation
         if self._broken is not None:
@@ -164,6 +167,7 @@ class World:
             self.later(fault.at, happen, self, fault)
         self.timeline.run(knobs.duration)
         self._converge()
+        self._raise()
 
     def _converge(self) -> None:
         self.calm = True

@@ -1,0 +1,187 @@
+"""One run from beginning to end, and what came of it."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogPublisher
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from ._application import Application
+from ._checker import Violation
+from ._plan import Plan
+from ._trace import Line
+from ._world import World
+
+__all__ = ["VERDICTS", "Outcome", "run_plan", "run_seed"]
+
+VERDICTS = ("passed", "safety", "liveness", "crash", "vacuous")
+"""How a run can end: well; with an invariant that does not hold; with a cluster that does not come to rest after the
+faults; with an exception that nobody foresaw; or with so little done that it proves nothing."""
+
+_TRACEBACK_LINES = 40
+
+
+class Crash(Exception):
+    """Something was logged as critical."""
+
+
+@attrs.frozen(kw_only=True)
+class Outcome:
+    """What came of one run.
+
+    :param seed: the plan's.
+    :param verdict: one of :data:`VERDICTS`.
+    :param invariant: what does not hold: the name of an invariant, or an exception's type; empty if all is well.
+    :param text: what is wrong, for people.
+    :param details: a traceback, or empty.
+    :param at: simulated seconds after which the run ended.
+    :param events: how many events there were.
+    :param digest: equal for equal runs.
+    :param counts: how often what happened.
+    """
+
+    seed: int
+    verdict: str
+    invariant: str = ""
+    text: str = ""
+    details: str = ""
+    at: float = 0.0
+    events: int = 0
+    digest: int = 0
+    counts: dict[str, int] = attrs.field(factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether something is wrong. A vacuous run did not fail, and did not pass."""
+        return self.verdict not in ("passed", "vacuous")
+
+    def same_failure(self, other: Outcome) -> bool:
+        """Say whether both found the same thing."""
+        return self.failed and (self.verdict, self.invariant) == (other.verdict, other.invariant)
+
+    def __str__(self) -> str:
+        """Return one line."""
+        parts = [f"seed {self.seed}", self.verdict, self.invariant, " ".join(self.text.split())]
+        return ": ".join(part for part in parts if part)
+
+
+def run_seed(
+    seed: int, application: Application | None = None, trace: Callable[[Line], object] | None = None
+) -> Outcome:
+    """Run the plan that a seed draws."""
+    return run_plan(Plan.draw(seed), application, trace)
+
+
+def run_plan(
+    plan: Plan,
+    application: Application | None = None,
+    trace: Callable[[Line], object] | None = None,
+    *,
+    trace_disk: bool = False,
+) -> Outcome:
+    """Run a plan.
+
+    Nothing is logged meanwhile: all that is logged as critical is a crash. The garbage collector does not run either,
+    so that objects end when the program says so; it clears up at the end.
+
+    :param application: what is replicated; by default the key-value store.
+    :param trace: takes each line of a trace.
+    :param trace_disk: whether that has the operations of the disks, too.
+    """
+    before = globalLogPublisher._observers
+    enabled = gc.isenabled()
+    gc.disable()
+    # What is older than the run is not looked at when its remains are collected.
+    gc.freeze()
+    leftovers: list[str] = []
+    try:
+        outcome = _run(plan, application or Application(), trace, trace_disk)
+        # Other observers must not see what a simulated node logs: trial's would fail the test that runs the
+        # simulation, the default one prints. The publisher has no other way to set them aside.
+        globalLogPublisher._observers = [_Leftovers(leftovers)]
+        gc.collect()
+    finally:
+        globalLogPublisher._observers = before
+        gc.unfreeze()
+        if enabled:
+            gc.enable()
+    if leftovers and not outcome.failed:
+        text = "a failure was found that nobody waited for, when all was over"
+        return attrs.evolve(outcome, verdict="crash", invariant="unhandled", text=text, details="\n".join(leftovers))
+    return outcome
+
+
+def _run(plan: Plan, application: Application, trace: Callable[[Line], object] | None, trace_disk: bool) -> Outcome:
+    seen: dict[str, Any] = {"verdict": "passed"}
+    # Made outside: what is left of a world whose plan cannot even begin is worth nothing.
+    world = World(plan, application, trace, trace_disk=trace_disk)
+    globalLogPublisher._observers = [_Observer(world)]
+    try:
+        world.run()
+    except Violation as violation:
+        verdict = "liveness" if violation.invariant == "liveness" else "safety"
+        seen = {"verdict": verdict, "invariant": violation.invariant, "text": violation.text}
+    except Exception as error:
+        seen = _crashed(error)
+    else:
+        if not _enough(world):
+            seen = {"verdict": "vacuous", "text": "too little happened"}
+    counts = {name: number for name, number in sorted(world.counts.items()) if number}
+    if world.checker.elections:
+        counts["election"] = world.checker.elections
+    world.recorder.finish()
+    digest, timeline = world.recorder.digest, world.timeline
+    return Outcome(seed=plan.seed, at=timeline.now, events=timeline.events, digest=digest, counts=counts, **seen)
+
+
+def _enough(world: World) -> bool:
+    enough = getattr(world.workload, "enough", None)
+    return enough() if enough is not None else world.counts["op ok"] >= 5
+
+
+def _crashed(error: Exception) -> dict[str, Any]:
+    if isinstance(error, Crash):
+        cause, text, details = error.args
+        return {"verdict": "crash", "invariant": cause, "text": text, "details": details}
+    details = "".join(traceback.format_exception(error, limit=-_TRACEBACK_LINES))
+    return {"verdict": "crash", "invariant": type(error).__name__, "text": str(error), "details": details}
+
+
+@implementer(ILogObserver)
+class _Observer:
+    """Takes what is logged as critical for a crash, unless it comes from a process that is dead already."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def __call__(self, event: LogEvent) -> None:
+        current = self._world.timeline.current
+        if event.get("log_level") is not LogLevel.critical or (current is not None and current.dead):
+            return
+        failure = event.get("log_failure")
+        if failure is None:
+            self._world.broken(Failure(Crash("critical", formatEvent(event), "")))
+        elif isinstance(failure.value, Violation):
+            self._world.broken(failure)
+        else:
+            text = f"{formatEvent(event)}: {failure.getErrorMessage()}"
+            self._world.broken(Failure(Crash(failure.type.__name__, text, failure.getTraceback())))
+
+
+@implementer(ILogObserver)
+class _Leftovers:
+    """Keeps the tracebacks of failures in Deferreds that are collected."""
+
+    def __init__(self, found: list[str]) -> None:
+        self._found = found
+
+    def __call__(self, event: LogEvent) -> None:
+        failure = event.get("log_failure")
+        if event.get("log_level") is LogLevel.critical and failure is not None:
+            self._found.append(failure.getTraceback())
