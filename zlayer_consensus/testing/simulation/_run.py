@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import importlib
+import time
 import traceback
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +20,7 @@ from ._plan import Plan
 from ._trace import Line
 from ._world import World
 
-__all__ = ["VERDICTS", "Outcome", "run_plan", "run_seed"]
+__all__ = ["VERDICTS", "Outcome", "load_application", "run_named", "run_plan", "run_seed"]
 
 VERDICTS = ("passed", "safety", "liveness", "crash", "vacuous")
 """How a run can end: well; with an invariant that does not hold; with a cluster that does not come to rest after the
@@ -44,6 +46,7 @@ class Outcome:
     :param events: how many events there were.
     :param digest: equal for equal runs.
     :param counts: how often what happened.
+    :param seconds: processor time that it took, in seconds; equal runs may differ in it.
     """
 
     seed: int
@@ -55,6 +58,7 @@ class Outcome:
     events: int = 0
     digest: int = 0
     counts: dict[str, int] = attrs.field(factory=dict)
+    seconds: float = attrs.field(default=0.0, eq=False)
 
     @property
     def failed(self) -> bool:
@@ -115,6 +119,36 @@ def run_plan(
         text = "a failure was found that nobody waited for, when all was over"
         return attrs.evolve(outcome, verdict="crash", invariant="unhandled", text=text, details="\n".join(leftovers))
     return outcome
+
+
+def load_application(name: str) -> Application:
+    """Return what ``package.module:name`` names: an application, or what makes one when called. Empty: the default.
+
+    :raises ValueError: if it is nothing of that kind.
+    """
+    if not name:
+        return Application()
+    module, _, attribute = name.partition(":")
+    if not module or not attribute:
+        raise ValueError(f"{name!r} is not of the form package.module:name")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name}: {error}") from error
+    if not isinstance(found, Application) and callable(found):
+        found = found()
+    if not isinstance(found, Application):
+        raise ValueError(f"{name} is a {type(found).__name__}, not an Application")
+    return found
+
+
+def run_named(application: str, seed: int) -> Outcome:
+    """Run a seed with an application that :func:`load_application` finds, and measure it."""
+    began = time.process_time()
+    outcome = run_seed(seed, load_application(application))
+    return attrs.evolve(outcome, seconds=time.process_time() - began)
 
 
 def _run(plan: Plan, application: Application, trace: Callable[[Line], object] | None, trace_disk: bool) -> Outcome:
