@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from multiprocessing.connection import Connection, wait
 
 from ._run import Outcome
@@ -20,7 +20,7 @@ PATIENCE = 300.0
 
 def run_many(
     seeds: Iterator[int], run: Run, jobs: int, stop: Callable[[], bool], *, patience: float = PATIENCE
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Run one seed after the other, and yield what came of each, as it comes.
 
     :param run: runs a seed. With several jobs, it must be possible to pickle it.
