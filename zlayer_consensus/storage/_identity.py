@@ -47,8 +47,8 @@ def write_identity(file_system: IFileSystem, directory: str, identity: Identity)
     file_system.sync_dir(directory)
 
 
-def read_identity(file_system: IFileSystem, directory: str, node_id: int) -> Identity | None:
-    """Read the file; None if there is none.
+def read_identity(file_system: IFileSystem, directory: str, node_id: int | None) -> Identity | None:
+    """Read the file; None if there is none. With a ``node_id``, it must be that node's.
 
     :raises StorageCorrupt: if it is damaged.
     :raises WrongIdentity: if it is another node's, or of a later format (S-25).
@@ -66,7 +66,7 @@ def read_identity(file_system: IFileSystem, directory: str, node_id: int) -> Ide
     if version > FORMAT_VERSION:
         raise WrongIdentity(path, "format version", str(FORMAT_VERSION), str(version))
     identity = _decode(path, version, body)
-    if identity.node_id != node_id:
+    if node_id is not None and identity.node_id != node_id:
         raise WrongIdentity(path, "node", str(node_id), str(identity.node_id))
     return identity
 

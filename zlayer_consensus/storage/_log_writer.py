@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..errors import InvariantBroken, LogCompacted, StorageCorrupt, StorageFull, WrongIdentity
+from ..errors import InvariantBroken, LogCompacted, StorageFull, WrongIdentity
 from ..raft import NO_LOG, Entry, HardState, LogWrite, Start
 from ._drafts import RecordDraft, drafts
 from ._files import IFile, IFileLock, IFileSystem
 from ._identity import IDENTITY_NAME, read_identity, write_identity
 from ._log_index import LogIndex, Summary
 from ._record import BATCH, MARK, PAGE, SECTOR, Purge, encode_record, mark_position, record_size, stored_length
-from ._recovery import Layout, encode_seal_record, recover
+from ._recovery import Layout, beginnings, encode_seal_record, recover
 from ._scan import read_entries
-from ._segment import SEGMENT_HEADER, SegmentHeader, parse_name, seal_bound
+from ._segment import SEGMENT_HEADER, SegmentHeader, seal_bound
 from ._segment_files import SegmentFiles
 from .interfaces import Identity
 
@@ -111,14 +111,7 @@ class LogWriter:
         fs.sync_dir(layout.directory.rpartition("/")[0] or ("/" if layout.directory.startswith("/") else "."))
         fs.mkdir(layout.wal)
         fs.sync_dir(layout.directory)
-        leftovers = [
-            f"{layout.wal}/{name}" for name in fs.list(layout.wal) if parse_name(name) or name.endswith(".tmp")
-        ]
-        for path in leftovers:
-            if fs.read(path, SEGMENT_HEADER, fs.size(path)).strip(b"\0"):
-                missing = f"{layout.directory}/{IDENTITY_NAME}"
-                raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records")
-        for path in leftovers:
+        for path in beginnings(fs, layout):
             fs.remove(path)
         self._identity = Identity(self._node_id, self._random_bytes(16))
         self._index = LogIndex(_FRESH)

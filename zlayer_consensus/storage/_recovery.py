@@ -5,10 +5,12 @@ Everything is looked at before anything is changed. A refusal leaves the directo
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 from ..errors import StorageCorrupt, StorageFull, WrongIdentity
 from ._files import IFileSystem
+from ._identity import IDENTITY_NAME
 from ._log_index import LogIndex, Summary
 from ._record import SEAL, SECTOR, BadRecord, check_record, encode_record, parse_header
 from ._scan import Tail, replay
@@ -26,7 +28,7 @@ from ._segment import (
 )
 from .interfaces import Identity
 
-__all__ = ["Layout", "encode_seal_record", "recover"]
+__all__ = ["Findings", "Layout", "beginnings", "encode_seal_record", "examine", "recover", "summary_of"]
 
 
 class Layout:
@@ -57,6 +59,45 @@ def recover(file_system: IFileSystem, layout: Layout, identity: Identity) -> tup
     return _Recovery(file_system, layout, identity).run()
 
 
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What an opening finds in a log directory before it changes anything.
+
+    :param index: the log's state, as the opening would go on with it.
+    :param tail: how the newest segment ends.
+    :param unsealed: the newest segment but one and how it ends, if it still has to get its seal.
+    :param leftovers: files that the opening would remove.
+    """
+
+    index: LogIndex
+    tail: Tail
+    unsealed: tuple[Segment, Tail] | None
+    leftovers: tuple[str, ...]
+
+
+def examine(file_system: IFileSystem, layout: Layout, identity: Identity) -> Findings:
+    """Decide as :func:`recover` does, by the same code, and change nothing.
+
+    :raises StorageCorrupt: if it is damaged.
+    :raises WrongIdentity: if a segment is another directory's.
+    """
+    return _Recovery(file_system, layout, identity).look()
+
+
+def beginnings(file_system: IFileSystem, layout: Layout) -> list[str]:
+    """Return the segment files of a directory without identity: what a crash left of the making of a log.
+
+    :raises StorageCorrupt: if one of them holds records; then it was no beginning.
+    """
+    wal = layout.wal
+    found = [f"{wal}/{name}" for name in file_system.list(wal) if parse_name(name) or name.endswith(".tmp")]
+    for path in found:
+        if file_system.read(path, SEGMENT_HEADER, file_system.size(path)).strip(b"\0"):
+            missing = f"{layout.directory}/{IDENTITY_NAME}"
+            raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records")
+    return found
+
+
 class _Recovery:
     def __init__(self, file_system: IFileSystem, layout: Layout, identity: Identity) -> None:
         self._file_system = file_system
@@ -67,20 +108,25 @@ class _Recovery:
         self._unsealed: tuple[Segment, Summary, Tail] | None = None
 
     def run(self) -> tuple[LogIndex, bool, list[str]]:
+        found = self.look()
+        self._repair(found.index, found.index.active, found.tail)
+        return found.index, found.tail.closed, self._warnings
+
+    # Looking
+
+    def look(self) -> Findings:
         segments = self._segments()
-        index = LogIndex(_summary(segments[0].header))
+        index = LogIndex(summary_of(segments[0].header))
         index.needed = segments[0].header.last.index
         for segment, following in pairwise(segments):
             self._load_sealed(index, segment, following, following is segments[-1])
-            index.load(_summary(following.header))
+            index.load(summary_of(following.header))
         active = segments[-1]
         index.segments.append(active)
         tail = replay(self._file_system, active, index)
         self._check(index, active, tail)
-        self._repair(index, active, tail)
-        return index, tail.closed, self._warnings
-
-    # Looking
+        unsealed = None if self._unsealed is None else (self._unsealed[0], self._unsealed[2])
+        return Findings(index, tail, unsealed, tuple(self._obsolete))
 
     def _segments(self) -> list[Segment]:
         """Return the segments of the log, oldest first: the unbroken row that ends with the newest."""
@@ -165,7 +211,7 @@ class _Recovery:
             reason = f"its records end at {segment.end}, the next segment says {following.header.previous_end}"
             first = index.last.index + 1
             raise StorageCorrupt(segment.path, segment.end, reason, first, following.header.last.index)
-        if index.summary != _summary(following.header):
+        if index.summary != summary_of(following.header):
             raise StorageCorrupt(following.path, 0, "the header and the segment before do not agree", index.last.index)
         self._unsealed = segment, index.summary, tail
         return True
@@ -259,5 +305,6 @@ class _Recovery:
         self._file_system.sync_dir(self._layout.quarantine)
 
 
-def _summary(header: SegmentHeader) -> Summary:
+def summary_of(header: SegmentHeader) -> Summary:
+    """Return the log's state as of a segment's start."""
     return Summary(header.last, header.purged, header.state, header.committed, header.time_ms)

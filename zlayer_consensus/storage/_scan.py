@@ -25,7 +25,7 @@ from ._record import (
 )
 from ._segment import SEGMENT_HEADER, Segment
 
-__all__ = ["Tail", "read_entries", "replay"]
+__all__ = ["Tail", "Window", "read_entries", "replay", "walk_entries"]
 
 _WINDOW = 1 << 20
 _READ_WINDOW = 256 << 10
@@ -46,8 +46,12 @@ class Tail:
     torn_end: int
 
 
-class _Window:
-    """A file, read in large pieces from front to back."""
+class Window:
+    """A file, read in large pieces from front to back.
+
+    :param size: bytes of it that are looked at.
+    :param piece: bytes that are read at a time.
+    """
 
     def __init__(self, file_system: IFileSystem, path: str, size: int, piece: int) -> None:
         self._file_system = file_system
@@ -85,7 +89,7 @@ def replay(file_system: IFileSystem, segment: Segment, index: LogIndex) -> Tail:
     :raises StorageCorrupt: if the segment is damaged.
     """
     size = segment.header.size
-    window = _Window(file_system, segment.path, size, _WINDOW)
+    window = Window(file_system, segment.path, size, _WINDOW)
     last_record: tuple[int, int] | None = None
     closed = True
     while segment.end < size:
@@ -115,7 +119,7 @@ def _corrupt(segment: Segment, reason: str, first: int, last: int | None = None,
     return StorageCorrupt(segment.path, segment.end if offset < 0 else offset, reason, first, last)
 
 
-def _next_record(window: _Window, segment: Segment, index: LogIndex) -> tuple[RecordHeader, bytes] | None:
+def _next_record(window: Window, segment: Segment, index: LogIndex) -> tuple[RecordHeader, bytes] | None:
     """Return the record at the segment's end, or None if what is there was not completely written."""
     at, salt = segment.end, segment.header.salt
     sector = window.get(at, SECTOR)
@@ -137,7 +141,7 @@ def _next_record(window: _Window, segment: Segment, index: LogIndex) -> tuple[Re
         raise _corrupt(segment, str(error), header.first, header.last) from None
 
 
-def _skip_to_mark(window: _Window, segment: Segment) -> bool:
+def _skip_to_mark(window: Window, segment: Segment) -> bool:
     """Move the segment's end to the next page, if a MARK is there and nothing before it."""
     end, position, salt = segment.end, mark_position(segment.end), segment.header.salt
     if position == end or position >= segment.header.size or any(window.get(end, position - end)):
@@ -154,7 +158,7 @@ def _skip_to_mark(window: _Window, segment: Segment) -> bool:
     return True
 
 
-def _refuse_if_proven(window: _Window, segment: Segment, index: LogIndex, end: int) -> None:
+def _refuse_if_proven(window: Window, segment: Segment, index: LogIndex, end: int) -> None:
     """A record is written only once the one before it is durable: a later one proves that this is no torn write."""
     for position in range(segment.end + SECTOR, end, SECTOR):
         sector = window.get(position, SECTOR)
@@ -194,25 +198,36 @@ def read_entries(file_system: IFileSystem, index: LogIndex, first: int, last: in
     """
     entries: list[Entry] = []
     left = max_bytes
+    for entry in walk_entries(file_system, index, first, last):
+        left -= len(entry.raw)
+        if left < 0 and entries:
+            return entries
+        entries.append(entry)
+    return entries
+
+
+def walk_entries(file_system: IFileSystem, index: LogIndex, first: int, last: int) -> Iterator[Entry]:
+    """Yield entries ``first`` to ``last``, which are in the log, in order. Holds one piece of a file at a time.
+
+    :raises StorageCorrupt: if what is read does not check.
+    """
+    window: Window | None = None
+    read = None
     while first <= last:
         segment = index.find(first)
         if segment is None:
             raise LookupError(f"entry {first} is not in the log")
         offset, limit = segment.locate(first)
         limit = min(limit, last)
-        for entry in _walk(file_system, segment, offset, first, limit):
-            left -= len(entry.raw)
-            if left < 0 and entries:
-                return entries
-            entries.append(entry)
+        if window is None or read is not segment:
+            read, window = segment, Window(file_system, segment.path, segment.header.size, _READ_WINDOW)
+        yield from _walk(window, segment, offset, first, limit)
         first = limit + 1
-    return entries
 
 
-def _walk(file_system: IFileSystem, segment: Segment, offset: int, first: int, last: int) -> Iterator[Entry]:
+def _walk(window: Window, segment: Segment, offset: int, first: int, last: int) -> Iterator[Entry]:
     """Yield entries ``first`` to ``last`` of a segment, reading records from ``offset`` on."""
     size, salt = segment.header.size, segment.header.salt
-    window = _Window(file_system, segment.path, size, _READ_WINDOW)
     expected = first
     while expected <= last:
         if offset < SEGMENT_HEADER or offset + SECTOR > size:

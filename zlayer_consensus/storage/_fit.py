@@ -1,0 +1,49 @@
+"""Whether a log and the newest snapshot beside it belong together. Pure: what both say is given."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+from ..errors import StorageCorrupt
+from ..raft import Start
+from .interfaces import Manifest
+
+__all__ = ["log_must_yield"]
+
+
+def log_must_yield(start: Start, manifest: Manifest | None) -> bool:
+    """Say whether the log has to be reset to the snapshot.
+
+    It has to if a crash came between receiving the snapshot and resetting the log (S-17).
+
+    :param start: the log; of its fields ``purged``, ``last`` and ``terms`` count.
+    :param manifest: the newest snapshot, or None if there is none.
+    :raises StorageCorrupt: if they do not fit each other (J-81): something between them is lost.
+    """
+    if manifest is None:
+        if start.purged.index:
+            raise _damaged(f"it begins after {start.purged}, and there is no snapshot of what was before", start)
+        return False
+    last = manifest.point.last
+    if start.purged.index > last.index:
+        raise _damaged(f"it begins after {start.purged}, but the newest snapshot ends at {last} (J-81)", start)
+    if start.last.index < last.index:
+        problem = f"it ends at {start.last}, before the node's own snapshot at {last}"
+    elif _term_at(start, last.index) != last.term:
+        problem = f"its entry {last.index} is of term {_term_at(start, last.index)}, the snapshot's is of {last.term}"
+    else:
+        return False
+    if not manifest.installed:
+        raise _damaged(problem, start)
+    return True
+
+
+def _term_at(start: Start, index: int) -> int:
+    if index == start.purged.index:
+        return start.purged.term
+    firsts = [first for first, _ in start.terms]
+    return start.terms[bisect_right(firsts, index) - 1][1]
+
+
+def _damaged(reason: str, start: Start) -> StorageCorrupt:
+    return StorageCorrupt("the log", 0, reason, start.purged.index + 1, start.last.index)

@@ -1,0 +1,71 @@
+"""Looking at the snapshots of a data directory without opening it."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..errors import StorageCorrupt, StorageError
+from ..raft import LogId
+from ._files import IFileSystem
+from ._snapshot_files import SnapshotDirectory, verify_part
+from .interfaces import Manifest
+
+__all__ = ["SnapshotFile", "list_snapshots", "verify_parts"]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """A published snapshot, or what stands in its place.
+
+    :param path: its directory.
+    :param position: where it was taken; None if the name says nothing.
+    :param manifest: None if it is damaged, or a part is missing or of the wrong size.
+    :param damage: why there is no manifest.
+    """
+
+    path: str
+    position: LogId | None
+    manifest: Manifest | None
+    damage: StorageCorrupt | None = None
+
+
+def list_snapshots(files: IFileSystem, directory: str) -> tuple[list[SnapshotFile], list[str]]:
+    """Return the snapshots, oldest first, their manifests verified, and the unfinished ones that an opening removes.
+
+    What does not look like a snapshot comes first.
+    """
+    store = SnapshotDirectory(files, directory)
+    names = files.list(store.root) if files.exists(store.root) else []
+    found: list[SnapshotFile] = []
+    positions: list[LogId] = []
+    for name in names:
+        try:
+            positions.extend(store.positions([name]))
+        except StorageCorrupt as damage:
+            found.append(SnapshotFile(posixpath.join(store.root, name), None, None, damage))
+    for position in sorted(positions, key=lambda position: (position.index, position.term)):
+        path = store.path_of(position)
+        try:
+            found.append(SnapshotFile(path, position, store.load(position)))
+        except StorageCorrupt as damage:
+            # A running node may have removed it since the listing.
+            if files.exists(path):
+                found.append(SnapshotFile(path, position, None, damage))
+        except StorageError:
+            if files.exists(path):
+                raise
+    leftovers = [posixpath.join(store.root, name) for name in names if name.endswith(".tmp")]
+    return found, leftovers
+
+
+def verify_parts(files: IFileSystem, snapshot: SnapshotFile) -> Iterator[int]:
+    """Verify each part of a snapshot whose manifest is good, and yield its size.
+
+    :raises StorageCorrupt: at the first part that is not what the manifest says.
+    """
+    assert snapshot.manifest is not None
+    for part, (size, digest) in enumerate(snapshot.manifest.parts):
+        verify_part(files, posixpath.join(snapshot.path, str(part)), size, digest)
+        yield size
