@@ -388,6 +388,5 @@ def _check_seal(files: IFileSystem, segment: Segment, index: LogIndex) -> None:
     found = segment.seal(index.last, index.time_ms)
     wrong = [name for name, said, is_so in zip(Seal._fields, seal, found, strict=True) if said != is_so]
     if wrong and not (wrong == ["last_term"] and index.last.term < 0):
-        raise StorageCorrupt(
-            segment.path, at, f"the seal and the records do not agree on {', '.join(wrong)}", seal.first
-        )
+        reason = f"the seal and the records do not agree on {', '.join(wrong)}"
+        raise StorageCorrupt(segment.path, at, reason, seal.first, seal.last)

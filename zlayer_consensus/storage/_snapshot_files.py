@@ -57,7 +57,7 @@ class SnapshotDirectory:
         self._lock = files.lock(posixpath.join(self.root, _LOCK))
         try:
             names = files.list(self.root)
-            positions = self._positions(names)
+            positions = self.positions(names)
             newest = self.load(positions[-1]) if positions else None
             for name in names:
                 if name.endswith(_TMP):
@@ -76,7 +76,11 @@ class SnapshotDirectory:
             self._lock.release()
             self._lock = None
 
-    def _positions(self, names: list[str]) -> list[LogId]:
+    def positions(self, names: list[str]) -> list[LogId]:
+        """Return the positions of the published snapshots among the names in the directory, in order.
+
+        :raises StorageCorrupt: if a name is none that belongs there.
+        """
         positions = []
         for name in names:
             if name == _LOCK or name.endswith(_TMP):

@@ -20,6 +20,7 @@ from ._inspect import (
     scan_records,
     start_of,
 )
+from ._inspect_snapshots import SnapshotFile, list_snapshots, verify_parts
 from ._log_index import LogIndex
 from ._record import (
     BATCH,
@@ -38,7 +39,6 @@ from ._record import (
 from ._recovery import Findings, Layout
 from ._scan import Tail, walk_entries
 from ._segment import FORMAT_VERSION, SEGMENT_HEADER, Seal, Segment, SegmentHeader, decode_seal
-from ._snapshot_files import SnapshotDirectory, verify_part
 
 __all__ = [
     "BATCH",
@@ -64,7 +64,7 @@ __all__ = [
     "SegmentFile",
     "SegmentHeader",
     "SetState",
-    "SnapshotDirectory",
+    "SnapshotFile",
     "Tail",
     "Truncate",
     "decode_operations",
@@ -72,10 +72,11 @@ __all__ = [
     "examine_log",
     "full_replay",
     "list_segments",
+    "list_snapshots",
     "log_must_yield",
     "read_identity",
     "scan_records",
     "start_of",
-    "verify_part",
+    "verify_parts",
     "walk_entries",
 ]
