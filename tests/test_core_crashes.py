@@ -143,6 +143,7 @@ class BackingTests(TestCase):
             image.apply(LogWrite(hard_state=HardState(1, 3)))
 
     def test_two_leaders_are_found(self) -> None:
+        """J-05: every script of the core is checked for two leaders of one term, after each step."""
         c = Cluster(3)
         c.elect(1)
         c.leaders[1] = 2

@@ -185,6 +185,7 @@ class StalledDiskTests(TestCase):
     """design, "The core": a leader whose disk stalls beyond an election timeout."""
 
     def test_it_steps_down_while_a_majority_without_it_makes_progress(self) -> None:
+        """S-21: after an election timeout, and not before."""
         c = Cluster(3)
         c.elect(1)
         c[1].hold_disk = True

@@ -179,6 +179,7 @@ class ExitCodeTests(SynchronousTestCase):
 
 class ClockTests(SynchronousTestCase):
     def test_source_does_not_follow_the_wall_clock(self) -> None:
+        """H-14: nothing is scheduled by the time of day."""
         source = monotonic_source()
         with mock.patch.object(time, "time", return_value=0.0):
             first, second = source(), source()

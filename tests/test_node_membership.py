@@ -206,7 +206,7 @@ class MembershipTests(NodeTestCase):
         self.assertIsInstance(found.value, OutcomeUnknown)
 
     def test_wiped_node_counts_for_nothing(self) -> None:
-        """H-29, J-11: the same id with another data directory is refused, by both sides, and changes nothing."""
+        """H-29, J-11, S-19: the same id with another data directory is refused, by both sides, and changes nothing."""
         node = self.follower
         self.cluster.crash(node.node_id)
         self.cluster.network.heal()
