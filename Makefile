@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help venv lint format docs unit trial test acceptance mutants demo cluster clean
+.PHONY: help venv lint format docs unit trial test simulate soak acceptance mutants demo cluster clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,8 +44,15 @@ unit: venv ## Run the tests alone
 trial: venv ## Run the tests with Twisted's own runner
 	@$(BIN)/trial --reporter=text --temp-directory=_trial_temp tests
 
+# As many seeds as fit, the same ones first; what they find is one command away from its trace.
+simulate: venv ## Simulate clusters under faults for two minutes
+	@$(BIN)/python -m zlayer_consensus.testing.simulate --seeds 1.. --minutes 2
+
+soak: venv ## Simulate as many seeds as asked for, on all cores: make soak SEEDS=1..20000
+	@$(BIN)/python -m zlayer_consensus.testing.simulate --seeds $(or $(SEEDS),1..20000)
+
 # The tests come last, so that their closing line is the last of the output.
-test: lint docs unit ## Run all checks and tests
+test: lint docs simulate unit ## Run all checks and tests
 
 # How long the torture lasts, and what it does: make acceptance SECONDS=600 SEED=7
 SECONDS ?= 120
