@@ -13,7 +13,7 @@ from zope.interface.verify import verifyObject
 from ..storage import IStateMachine
 from ._config import ConfigFileError, NodeConfig
 
-__all__ = ["Application", "load_application"]
+__all__ = ["Application", "application_named", "load_application"]
 
 
 @attrs.frozen
@@ -32,32 +32,39 @@ class Application:
 
 
 def load_application(config: NodeConfig) -> Application:
-    """Import the application that the configuration names, and make its state machine.
+    """Import the application that the configuration names; see :func:`application_named`."""
+    return application_named(config.application, config.path)
+
+
+def application_named(name: str, source: str) -> Application:
+    """Import an application, and make its state machine.
 
     The attribute is either a class or function whose call gives an ``IStateMachine``, or an object with the attribute
     ``machine`` (an ``IStateMachine``, or what gives one). In both cases ``types`` and ``resource`` are looked for
     beside it.
 
+    :param name: ``kv``, or ``package.module:attribute``.
+    :param source: where the name stands, for the error.
     :raises ConfigFileError: if it cannot be imported, or is not what it should be.
     """
-    if config.application == "kv":
+    if name == "kv":
         from ..kv import TYPES, KeyValueMachine
 
         return Application(KeyValueMachine(), TYPES)
 
     def refuse(rule: str) -> ConfigFileError:
-        return ConfigFileError(config.path, "node.application", config.application, rule)
+        return ConfigFileError(source, "node.application", name, rule)
 
-    module_name, _, attribute = config.application.partition(":")
+    module_name, _, attribute = name.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
         # A module may raise anything while it is imported.
         raise refuse(f"{module_name} cannot be imported ({type(error).__name__}: {error})") from error
-    for name in attribute.split("."):
-        if not hasattr(found, name):
-            raise refuse(f"{getattr(found, '__name__', found)} has no attribute {name}")
-        found = getattr(found, name)
+    for step in attribute.split("."):
+        if not hasattr(found, step):
+            raise refuse(f"{getattr(found, '__name__', found)} has no attribute {step}")
+        found = getattr(found, step)
     machine = getattr(found, "machine", found)
     if not IStateMachine.providedBy(machine) and callable(machine):
         try:

@@ -343,23 +343,18 @@ def _next_header(window: Window, start: int, size: int, salt: int) -> int:
 
 
 def full_replay(
-    files: IFileSystem, segment: SegmentHeader, path: str, before: LogIndex | None, following: SegmentHeader | None
+    files: IFileSystem, path: str, segment: SegmentHeader, following: SegmentHeader | None, before: LogIndex | None
 ) -> tuple[LogIndex, Tail]:
     """Verify every record of a segment, with the rules of an opening, and against its successor.
 
-    :param before: the state in which the segment before ended; None if that is not known.
     :param following: the next segment's header; None for the newest segment.
-    :return: the state in which it ends, and how it ends.
+    :param before: what this function returned for the segment before; None if it is not known. It is used up.
+    :return: the log's state at the end of the segment, and how it ends.
     :raises StorageCorrupt: at the first thing that is wrong.
     """
     entries = segment.last.index + 1
-    if before is None:
-        index = LogIndex(summary_of(segment))
-    elif not _same(before.summary, summary_of(segment)):
-        raise StorageCorrupt(path, 0, "the header and the segment before do not agree", entries)
-    else:
-        index = before
-        index.load(summary_of(segment))
+    index = LogIndex(summary_of(segment)) if before is None else before
+    index.load(summary_of(segment))
     active = Segment(path, segment)
     index.segments.append(active)
     tail = replay(files, active, index)
@@ -372,6 +367,9 @@ def full_replay(
         reason = f"its records end at {active.end}, the next segment says {following.previous_end}"
         raise StorageCorrupt(path, active.end, reason, entries, following.last.index)
     _check_seal(files, active, index)
+    if not _same(index.summary, summary_of(following)):
+        reason = "its records and the next segment's header do not agree on the log's state"
+        raise StorageCorrupt(path, active.end, reason, entries, following.last.index)
     return index, tail
 
 

@@ -6,7 +6,7 @@ Pure functions over bytes; files, segments and the rules of the log are elsewher
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 from typing import NamedTuple
 from zlib import crc32
@@ -38,6 +38,7 @@ __all__ = [
     "parse_header",
     "record_size",
     "stored_length",
+    "walk_payload",
 ]
 
 SECTOR = 512
@@ -322,6 +323,23 @@ def _decode_batch(payload: bytes, at: int, count: int) -> tuple[Batch, int]:
         expected += 1
         at += length
     return Batch(first, expected - 1, tuple(terms), tuple(configs), time_ms), at
+
+
+def walk_payload(payload: bytes) -> Iterator[Entry | Operation]:
+    """Yield all that a BATCH record does, in order, with each entry by itself; the payload is known to be good."""
+    at = 0
+    while at < len(payload):
+        tag, count = _TAG.unpack_from(payload, at)
+        at += _TAG.size
+        if tag != _ENTRIES:
+            operation, at = _decode_small(tag, payload, at)
+            yield operation
+            continue
+        lengths = struct.unpack_from(f"<{count}I", payload, at)
+        at += 4 * count
+        for length in lengths:
+            yield Entry.decode(payload[at : at + length])
+            at += length
 
 
 def decode_entries(payload: bytes) -> list[Entry]:

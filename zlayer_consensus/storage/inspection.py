@@ -34,7 +34,7 @@ from ._record import (
     Reset,
     SetState,
     Truncate,
-    decode_operations,
+    walk_payload,
 )
 from ._recovery import Findings, Layout
 from ._scan import Tail, walk_entries
@@ -67,7 +67,6 @@ __all__ = [
     "SnapshotFile",
     "Tail",
     "Truncate",
-    "decode_operations",
     "decode_seal",
     "examine_log",
     "full_replay",
@@ -79,4 +78,5 @@ __all__ = [
     "start_of",
     "verify_parts",
     "walk_entries",
+    "walk_payload",
 ]
