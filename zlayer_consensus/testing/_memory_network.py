@@ -101,22 +101,33 @@ class MemoryNetwork:
         self.detach(address)
         self._services[address] = service, enter
 
+    def serves(self, address: str) -> bool:
+        """Say whether somebody is attached there."""
+        return address in self._services
+
     def detach(self, address: str, *, silent: bool = False) -> None:
         """Close the port: calls that were under way there fail, and their replies are dropped, as when a node dies.
 
         :param silent: those calls do not fail, but run into their time-outs: nobody resets the connections of a
             machine that lost its power.
         """
-        if self._services.pop(address, None) is not None and not silent:
-            for call in [each for each in self._calls if each.target == address and each.delivered]:
-                call.enter(call.fail, "the connection was lost")
+        for call in self._close(address, silent):
+            call.enter(call.fail, "the connection was lost")
+
+    def _close(self, address: str, silent: bool) -> list[_Call]:
+        if self._services.pop(address, None) is None or silent:
+            return []
+        return [each for each in self._calls if each.target == address and each.delivered]
 
     def kill(self, address: str, *, silent: bool = False) -> None:
         """Let the process at an address die: nobody hears of its own calls any more.
 
+        May be called in the middle of what that process does: whom it affects is told in a later call of the clock.
+
         :param silent: see :meth:`detach`.
         """
-        self.detach(address, silent=silent)
+        for call in self._close(address, silent):
+            self.clock.callLater(0, call.enter, call.fail, "the connection was lost")
         endpoint = self._endpoints.pop(address, None)
         if endpoint is not None:
             endpoint.stopped = True
@@ -146,6 +157,21 @@ class MemoryNetwork:
         """Undo cuts and partitions: those that touch one of ``addresses``, or all. Settings of links stay."""
         self._cuts = {pair for pair in self._cuts if addresses and not set(addresses) & set(pair)}
 
+    def mend(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Undo single cuts, of ``(source, target)`` each."""
+        self._cuts.difference_update(pairs)
+
+    def usual(self, source: str, target: str) -> None:
+        """Let one direction be as the others are, and let through what was held."""
+        self._links.pop((source, target), None)
+        self._release(source, target)
+
+    def restore(self) -> None:
+        """Undo every cut, and all settings of single links; what was held comes through."""
+        self._cuts.clear()
+        for source, target in list(self._links):
+            self.usual(source, target)
+
     def clog(self, source: str, target: str) -> None:
         """Hold what arrives at ``target`` from ``source`` from now on."""
         self.link(source, target).clogged = True
@@ -153,6 +179,9 @@ class MemoryNetwork:
     def unclog(self, source: str, target: str) -> None:
         """Let through what was held, in an order of its own, and what comes."""
         self.link(source, target).clogged = False
+        self._release(source, target)
+
+    def _release(self, source: str, target: str) -> None:
         for arrive in self._held.pop((source, target), []):
             self.clock.callLater(self._delay(source, target), arrive)
 
@@ -194,9 +223,7 @@ class MemoryNetwork:
         done.delivered = True
         attached[1](self._serve, source, target, frame, done, attached[0])
 
-    def _serve(
-        self, source: str, target: str, frame: tuple[Envelope, Any], done: _Call, service: IRaftService
-    ) -> None:
+    def _serve(self, source: str, target: str, frame: tuple[Envelope, Any], done: _Call, service: IRaftService) -> None:
         envelope, request = frame
         if self.watch is not None:
             self.watch("execute", source, target, request)
@@ -210,6 +237,8 @@ class MemoryNetwork:
             if self._services.get(target, (None,))[0] is service:
                 if self.watch is not None:
                     self.watch("error" if isinstance(result, Failure) else "reply", source, target, result)
+                    if target not in self._services:  # whoever watched has ended this process
+                        return
                 self._return(source, target, done, self._recode(envelope, target, result))
 
         _ = reply.addBoth(answer)
@@ -295,6 +324,8 @@ class _Endpoint:
             return fail(PeerUnreachable(address, "this network was stopped", sent=False))
         if network.watch is not None:
             network.watch("request", source, address, request)
+            if self.stopped:  # whoever watched has ended this process
+                return fail(PeerUnreachable(address, "this network was stopped", sent=False))
         done = _Call(network, self, address, timeout)
         link = network._links.get((source, address), network.default)
         for _ in range(2 if network._happens(link.duplicate) else 1):

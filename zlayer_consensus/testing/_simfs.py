@@ -129,6 +129,7 @@ class _Copier:
     """Copies a tree of nodes; a node that has two names, or one that is not durable, stays one node."""
 
     def __init__(self, keep: Keep | None) -> None:
+        self.lost = self.torn = 0
         self._keep = keep
         self._copies: dict[int, _Node] = {}
 
@@ -137,7 +138,7 @@ class _Copier:
         if known is not None:
             return known
         if isinstance(node, _Content):
-            content = node.copy() if self._keep is None else node.after_crash(self._keep)
+            content = node.copy() if self._keep is None else self._after_crash(node, self._keep)
             self._copies[id(node)] = content
             return content
         directory = _Directory()
@@ -156,6 +157,14 @@ class _Copier:
         directory.names = self._names(names)
         directory.durable = dict(directory.names)
         return directory
+
+    def _after_crash(self, node: _Content, keep: Keep) -> _Content:
+        content = node.after_crash(keep)
+        if node.dirty and keep != "all":
+            lost = content.durable != node.cached
+            self.lost += lost
+            self.torn += lost and content.durable != node.durable
+        return content
 
     def _names(self, names: dict[str, _Node]) -> dict[str, _Node]:
         return {name: self.copy(node) for name, node in names.items()}
@@ -222,6 +231,8 @@ class SimulatedFileSystem:
         """Called before each operation with its name and path. It may raise, record, or block."""
         self.dead = False
         """Whether its process has died: nothing that is asked for happens any more, and raises ``StorageFailed``."""
+        self.lost_files = self.torn_files = 0
+        """In how many files the crash that it comes from has lost something; and only a part of what was not synced."""
         self._faults: dict[str, tuple[int, str]] = {}
         self._root = _Directory()
         self._locks: set[str] = set()
@@ -247,10 +258,25 @@ class SimulatedFileSystem:
         :param process_only: nothing is lost; what was not synced still is not.
         """
         other = SimulatedFileSystem(self.capacity)
-        root = _Copier(None if process_only else keep).copy(self._root)
+        copier = _Copier(None if process_only else keep)
+        root = copier.copy(self._root)
         assert isinstance(root, _Directory)
         other._root = root
+        other.lost_files, other.torn_files = copier.lost, copier.torn
         return other
+
+    def files(self) -> list[tuple[str, int]]:
+        """Return the path and the size of every file."""
+        found: list[tuple[str, int]] = []
+        pending: list[tuple[str, _Directory]] = [("", self._root)]
+        while pending:
+            path, directory = pending.pop()
+            for name, node in sorted(directory.names.items()):
+                if isinstance(node, _Directory):
+                    pending.append((f"{path}/{name}", node))
+                else:
+                    found.append((f"{path}/{name}", len(node.cached)))
+        return sorted(found)
 
     def used(self) -> int:
         """Return the bytes of all files."""

@@ -6,60 +6,52 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from . import _faults_disk as disk
+from . import _faults_members as members
+from . import _faults_network as network
+from . import _faults_process as process
+
 if TYPE_CHECKING:
     from ._plan import Fault
     from ._world import World
 
 __all__ = ["KINDS", "happen"]
 
-
-def _crash(world: World, random: Random) -> None:
-    host = world.any_host(random, alive=True)
-    if host is not None:
-        host.kill()
-        world.later(world.span(random), host.start)
-
-
-def _power(world: World, random: Random) -> None:
-    host = world.any_host(random, alive=True)
-    if host is not None:
-        host.kill(random.choice(("none", "all", "prefix", random)))
-        world.later(world.span(random), host.start)
-
-
-def _power_all(world: World, random: Random) -> None:
-    for host in list(world.hosts.values()):
-        host.kill(random.choice(("none", "all", "prefix", random)))
-        world.later(world.span(random), host.start)
-
-
-def _pause(world: World, random: Random) -> None:
-    host = world.any_host(random, alive=True)
-    if host is not None:
-        host.pause(world.span(random))
-
-
-def _partition(world: World, random: Random) -> None:
-    addresses = [host.address for host in world.hosts.values()]
-    random.shuffle(addresses)
-    cut = random.randrange(len(addresses))
-    world.network.partition(addresses[:cut], addresses[cut:])
-    world.later(world.span(random), world.network.heal)
-
-
-def _transfer(world: World, random: Random) -> None:
-    host = world.any_host(random, alive=True)
-    if host is not None and host.node is not None:
-        world.ask(host, "transfer", host.node.transfer_leadership())
-
-
 _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
-    "crash": (3.0, _crash),
-    "power": (3.0, _power),
-    "power_all": (1.0, _power_all),
-    "pause": (2.0, _pause),
-    "partition": (3.0, _partition),
-    "transfer": (1.0, _transfer),
+    "crash": (2.0, process.crash),
+    "crash at message": (2.0, process.crash_at_message),
+    "crash at operation": (4.0, process.crash_at_operation),
+    "crash while starting": (2.0, process.crash_while_starting),
+    "power loss": (2.0, process.power_loss),
+    "power loss of all": (0.7, process.power_all),
+    "pause": (2.0, process.pause),
+    "restart": (1.0, process.restart),
+    "clock rate": (0.5, process.clock_rate),
+    "wall clock": (0.5, process.wall_clock),
+    "partition": (2.0, network.partition),
+    "isolate": (2.0, network.isolate),
+    "one-way cut": (2.0, network.one_way),
+    "bridge": (1.0, network.bridge),
+    "ring": (0.5, network.ring),
+    "clog": (2.0, network.clog),
+    "bad links": (1.0, network.degrade),
+    "slow disk": (1.0, disk.slow),
+    "stalled disk": (1.5, disk.stall),
+    "disk full": (1.0, disk.disk_full),
+    "disk error": (1.0, disk.failure),
+    "bit rot": (1.0, disk.rot),
+    "wipe": (1.0, disk.wipe),
+    "add voter": (2.0, members.add_voter),
+    "add learner": (1.5, members.add_learner),
+    "remove voter": (1.5, members.remove_voter),
+    "remove learner": (0.7, members.remove_learner),
+    "change voters": (1.5, members.change_voters),
+    "replace": (1.0, members.replace),
+    "move": (1.0, members.move),
+    "transfer": (1.5, members.transfer),
+    "elect": (0.7, members.trigger_election),
+    "snapshot": (1.0, members.snapshot),
+    "purge": (0.7, members.purge),
 }
 
 KINDS: dict[str, float] = {name: weight for name, (weight, _) in _FAULTS.items()}

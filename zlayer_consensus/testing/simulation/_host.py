@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +20,33 @@ from ._watch import WatchedLogStore
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["Host", "Process"]
+__all__ = ["OPERATIONS", "Fuse", "Host", "Process"]
 
 START_OF_TIME = 1_700_000_000.0
+
+
+OPERATIONS = ("create", "write", "sync", "rename", "remove", "sync_dir", "mkdir", "read", "list")
+"""What a file system can be killed in."""
+
+
+class Fuse:
+    """Waits for the n-th of certain file operations, and burns before it is carried out.
+
+    :param operations: which ones count.
+    :param nth: the how manieth.
+    :param burn: called with the operation and the path; it may raise.
+    """
+
+    def __init__(self, operations: tuple[str, ...], nth: int, burn: Callable[[str, str], object]) -> None:
+        self._operations = operations
+        self._left = nth
+        self._burn = burn
+
+    def __call__(self, operation: str, path: str) -> None:
+        if operation in self._operations and self._left:
+            self._left -= 1
+            if not self._left:
+                self._burn(operation, path)
 
 
 class Host:
@@ -35,44 +60,74 @@ class Host:
         self.world = world
         self.node_id = node_id
         self.founder = founder
-        self.address = f"node{node_id}:1"
+        self.addresses = [f"node{node_id}:1"]
+        """Where it was; the last one is where it is."""
         self.files = SimulatedFileSystem()
         self.process: Process | None = None
         self.starts = 0
         self.random = Random(f"{world.plan.seed} host {node_id}")
         self.rate = world.plan.knobs.clock_rate(self.random)
+        self.wall_offset = 0.0
         self.gone = ""
         """Why it will never run again; empty: it may."""
         self.expects: set[str] = set()
         """Codes of the errors that may stop its node, because of what was done to it."""
+        self.attic: SimulatedFileSystem | None = None
+        """Its disk, while it runs with another, empty one; what runs then is an impostor."""
+        self.at_start: list[Callable[[], object]] = []
+        """What is done to its disk before the next starts, one at each."""
+        self.when_down: Callable[[bool], object] | None = None
+        """Takes over when the node has stopped; called with whether it did so in order."""
         self.stalled_until = 0.0
         self.sluggish = 1.0
         """How many times slower than usual its disk is."""
+        world.owners[self.address] = node_id
+
+    @property
+    def address(self) -> str:
+        """Where it is reached."""
+        return self.addresses[-1]
 
     @property
     def node(self) -> ConsensusNode | None:
         """The node, while its process lives."""
         return self.process.node if self.process is not None else None
 
+    @property
+    def awake(self) -> bool:
+        """Whether its process lives, and does not stand still."""
+        return self.process is not None and self.process.clock.paused_until <= self.world.timeline.now
+
     def start(self) -> None:
         """Start the process, unless it lives or never will again."""
         if self.process is None and not self.gone:
             self.starts += 1
+            self.expects.discard("storage_failed")
+            if self.at_start:
+                self.at_start.pop(0)()
             self.process = Process(self)
             self.process.begin()
 
     def kill(self, keep: Keep | None = None) -> None:
-        """Let the process die at once.
+        """Let the process die at once, even in the middle of what it does.
 
         :param keep: what the disk keeps of that which was not synced, when the machine loses its power; None: the
             process alone dies, and the machine still has everything in its cache.
         """
         process, self.process = self.process, None
+        when_down, self.when_down = self.when_down, None
         files = self.files
         files.dead = True
         self.files = files.crash(process_only=True) if keep is None else files.crash(keep)
+        if keep is not None:
+            world = self.world
+            world.count("power loss")
+            world.count("lost write", self.files.lost_files)
+            world.count("torn write", self.files.torn_files)
         if process is not None:
             process.die(silent=keep is not None)
+        if when_down is not None:
+            when_down(False)
 
     def pause(self, seconds: float) -> None:
         """Let the process stand still for a while."""
@@ -80,12 +135,101 @@ class Host:
             clock = self.process.clock
             clock.paused_until = max(clock.paused_until, self.world.timeline.now + seconds)
 
+    def change_rate(self, rate: float) -> None:
+        """Let its clock go faster or slower from now on."""
+        self.rate = rate
+        if self.process is not None:
+            self.process.clock.change_rate(rate)
+
+    def move(self, address: str) -> None:
+        """Be reached elsewhere from the next start on."""
+        assert self.process is None
+        self.addresses.append(address)
+        self.world.owners[address] = self.node_id
+
+    def arm(self, operations: tuple[str, ...], nth: int, burn: Callable[[str, str], object]) -> None:
+        """Let ``burn`` happen just before the n-th of these operations on its disk, if its process lives that long."""
+        self.files.before = Fuse(operations, nth, burn)
+
     def latency(self) -> float:
         """Draw how long the disk's next work takes."""
         timeline = self.world.timeline
         mean = self.world.plan.knobs.disk_latency * self.sluggish
         delay = self.random.expovariate(1 / mean) if mean else 0.0
         return max(delay, self.stalled_until - timeline.now)
+
+    def wall_clock(self) -> float:
+        """Return the time of day, as far as this machine knows it."""
+        jumps = self.world.plan.knobs.wall_clock_jumps
+        return START_OF_TIME + self.world.timeline.now + self.wall_offset + self.random.choice(jumps)
+
+    # What its node says
+
+    def refused(self, error: BaseException | None) -> None:
+        """Its node was told that it does not belong to the cluster.
+
+        :raises Violation: if it does.
+        """
+        world, code = self.world, getattr(error, "code", "")
+        if self.attic is not None and code in ("incarnation_mismatch", "bootstrap_mismatch", "node_removed"):
+            world.count("wiped node refused")
+        elif code == "node_stopped":
+            pass  # why it stopped, it tells itself
+        elif code != "node_removed" or not world.quorums.removed(self.node_id):
+            raise world.checker.violated("membership", f"node {self.node_id} was refused: {error}")
+
+    def belongs(self) -> None:
+        """Its node was told that it belongs to the cluster.
+
+        :raises Violation: if what it knew is lost (H-29).
+        """
+        if self.attic is not None:
+            raise self.world.checker.violated("amnesia", f"node {self.node_id} was let in with an empty disk")
+
+    def excuses(self, error: BaseException | None) -> bool:
+        """Say whether its node may log something as critical: an error, or just a text."""
+        if error is None:
+            return bool(self.expects) or self.world.quorums.removed(self.node_id)
+        return getattr(error, "code", "") in self.expects
+
+    def stopped(self, process: Process) -> None:
+        """Its node stopped by itself, or because it was asked to.
+
+        :raises Violation: if there is no reason for it.
+        """
+        if self.process is not process:
+            return
+        world, cause = self.world, process.cause
+        code = getattr(cause, "code", "")
+        world.trace("stopped", f"node {self.node_id}: {cause}")
+        reason = world.quorums.removed(self.node_id) if code == "node_removed" else code in self.expects
+        if cause is not None and not reason:
+            text = f"node {self.node_id} stopped: {type(cause).__name__}: {cause}"
+            raise world.checker.violated("stop", text)
+        world.count(f"stop {code}" if code else "orderly stop")
+        when_down = None
+        if cause is None:
+            when_down, self.when_down = self.when_down, None
+        power = code == "storage_failed" and self.random.random() < 0.3
+        self.kill(self.random.choice(("none", "all", "prefix", self.random)) if power else None)
+        if code == "node_removed":
+            self.gone = "removed"
+        elif code == "storage_corrupt":
+            self.gone = "damaged"
+            world.count("bit rot refused")
+        elif when_down is not None:
+            when_down(True)
+        else:
+            self.restart(world.span(self.random))
+
+    def restart(self, delay: float) -> None:
+        """Start again after a while, also when all is calm, unless it is to be down for ever then."""
+
+        def again() -> None:
+            if not self.world.calm or self.node_id in self.world.core:
+                self.start()
+
+        self.world.timeline.later(delay, again)
 
 
 class Process:
@@ -103,9 +247,16 @@ class Process:
         self.random = Random(f"{world.plan.seed} node {host.node_id} {host.starts}")
         self.clock = ProcessClock(world.timeline, rate=host.rate, start=self.random.uniform(0.0, 1e6))
         world.processes[self.clock] = self
-        self.log_store = WatchedLogStore(self._log_store(), world.checker, host.node_id)
-        self.machine = ChainMachine(world.application.machine(), world.application.types, self._applied)
+        self.impostor = host.attic is not None
+        """Whether it runs on a disk that was wiped. The checker does not look at it then."""
+        log_store = self._log_store()
+        self.log_store = log_store if self.impostor else WatchedLogStore(log_store, world.checker, host.node_id)
+        application = world.application
+        machine = application.machine()
+        watched = world.workload.watched(machine, host.node_id)
+        self.machine = ChainMachine(watched, application.types, self._applied)
         self.node = self._make()
+        application.attach(machine, self.node)
 
     def _executor(self) -> IExecutor:
         if self.world.plan.knobs.inline_disk:
@@ -147,20 +298,30 @@ class Process:
             network=world.network.endpoint(host.address, self.clock, self.clock.enter),
             clock=self.clock,
             types=ChainTypes(world.application.types),
-            wall_clock=lambda: START_OF_TIME + world.timeline.now + host.random.choice(knobs.wall_clock_jumps),
+            wall_clock=host.wall_clock,
             random=self.random,
         )
 
     def _applied(self, index: int, count: int, digest: int, restored: bool) -> None:
-        if self.alive:
+        if self.alive and not self.impostor:
             self.world.checker.applied(self.host.node_id, index, count, digest, restored)
 
     def begin(self) -> None:
         """Start the node, and let it found or join the cluster."""
         self.world.network.attach(self.host.address, self.node, self.clock.enter)
-        self.world.checker.started(self.host.node_id)
+        if not self.impostor:
+            self.world.checker.started(self.host.node_id)
         self._do(self.node.when_stopped(), self._stopped)
+        if self.world.calm:
+            self.listen_everywhere()
         self.clock.enter(lambda: self._do(self.node.start(), self._started))
+
+    def listen_everywhere(self) -> None:
+        """Be reached where the host was before, too, unless somebody else is there now."""
+        world = self.world
+        for address in self.host.addresses[:-1]:
+            if world.owners[address] == self.host.node_id and not world.network.serves(address):
+                world.network.attach(address, self.node, self.clock.enter)
 
     def _do(self, waiting: Deferred[Any], then: Any) -> None:
         _ = waiting.addBoth(lambda result: then(result) if self.alive else None)
@@ -170,17 +331,22 @@ class Process:
         if isinstance(result, Failure):
             self._stopped(result.value)
             return
-        self.world.checker.recovered(self.host.node_id, self.node)
+        host = self.host
+        if not self.impostor:
+            self.world.checker.recovered(host.node_id, self.node)
         members = [InitialMember(i, f"node{i}:1") for i in self.world.founders]
-        if self.host.founder:
+        # A founder that has moved is not where the list says that it is.
+        if host.founder and len(host.addresses) == 1:
             self._do(self.node.bootstrap(members), self._belongs)
         else:
-            self._do(self.node.join([m.peer_address for m in members]), self._belongs)
+            others = [other.address for other in self.world.hosts.values() if other is not host and not other.gone]
+            self._do(self.node.join(others), self._belongs)
 
     def _belongs(self, result: Any) -> None:
         if isinstance(result, Failure):
-            self.world.refused(self.host, result.value)
+            self.host.refused(result.value)
         else:
+            self.host.belongs()
             self.ready = True
 
     def _stopped(self, cause: Any) -> None:
@@ -195,5 +361,8 @@ class Process:
         self.alive = False
         self.clock.dead = True
         self.world.processes.pop(self.clock, None)
-        self.world.network.kill(self.host.address, silent=silent)
-        self.world.checker.died(self.host.node_id)
+        for address in self.host.addresses:
+            if self.world.owners[address] == self.host.node_id:
+                self.world.network.kill(address, silent=silent)
+        if not self.impostor:
+            self.world.checker.died(self.host.node_id)

@@ -1,0 +1,263 @@
+"""The second phase: a quorum is healed, all else stays broken for ever, and the quorum must come to rest in time.
+
+The quorum is one of the newest committed configuration, and of every other one that may still take effect: those that
+were appended after it, and those that a change under way would lead to. All its disks are intact.
+
+Time is counted from when the last pause and the last stalled disk in the quorum end. It must suffice for
+
+- 20 of the longest election timeouts: those of before must run out, votes may split, a term may be lost to a
+  slow disk;
+- whatever was sent before, and is waited for: 2 ``rpc_timeout``, 2 ``snapshot_timeout``;
+- catching up: two round trips, with their writes, for every message that the log or the snapshot takes;
+- 5 seconds, in which a node that knows no cluster asks for it;
+
+all by the slowest clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from ...errors import ConsensusError
+from ...node import Metrics
+from ._host import Host, Process
+
+if TYPE_CHECKING:
+    from ._world import World
+
+__all__ = ["converge"]
+
+_ELECTIONS = 20
+_ENTRY_BYTES = 100
+
+
+def converge(world: World) -> None:
+    """Carry out the second phase.
+
+    :raises Violation: ``liveness``, with what is missing.
+    """
+    calm = _Calm(world)
+    if calm.choose():
+        calm.begin()
+        calm.check()
+
+
+class _Calm:
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._random = Random(f"{world.plan.seed} calm")
+        self._config = world.plan.knobs.config
+        self._slow = 1.0 / (1.0 - max(0.05, world.plan.knobs.drift))
+
+    # Whom
+
+    def choose(self) -> bool:
+        """Choose the quorum; return whether there is one."""
+        world, random = self._world, self._random
+        lost = world.quorums.lost
+        intact = [
+            h for h in world.hosts.values() if not h.gone and h.attic is None and h.node_id not in lost
+        ]
+        committed = world.quorums.committed()
+        if not committed.members:
+            core = {host.node_id for host in intact if host.founder}
+        else:
+            known = {node_id for config in world.quorums.possible() for node_id in config.members}
+            core = {host.node_id for host in intact if host.node_id in known}
+            if not self._suffices(core):
+                world.count("unrecoverable")
+                return False
+            if random.random() < 0.7:
+                core = self._bare(core)
+                core |= {i for i in sorted(committed.learners) if world.hosts[i] in intact and random.random() < 0.5}
+        world.core = core
+        world.trace("calm", f"for nodes {sorted(core)}")
+        return True
+
+    def _suffices(self, core: set[int]) -> bool:
+        everybody = {*self._world.hosts, *(i for config in self._world.quorums.possible() for i in config.members)}
+        return self._world.quorums.stand(everybody - core)
+
+    def _bare(self, core: set[int]) -> set[int]:
+        """Leave nodes out, in a random order, as long as the rest suffices."""
+        order = sorted(core)
+        self._random.shuffle(order)
+        for node_id in order[: self._random.randint(1, len(order))]:
+            if self._suffices(core - {node_id}):
+                core = core - {node_id}
+        return core
+
+    # What
+
+    def begin(self) -> None:
+        """Heal the quorum, and break the rest for ever."""
+        world = self._world
+        world.calm = True
+        world.fuses.clear()
+        world.workload.stop()
+        link = world.network.default
+        link.loss = link.duplicate = link.reply_loss = link.straggle = 0.0
+        world.network.restore()
+        for host in world.hosts.values():
+            if host.node_id in world.core:
+                self._heal(host)
+            else:
+                self._break(host)
+
+    def _heal(self, host: Host) -> None:
+        host.files.capacity = host.files.before = None
+        host.at_start.clear()
+        host.sluggish = 1.0
+        host.start()
+        if host.process is not None:
+            host.process.listen_everywhere()
+
+    def _break(self, host: Host) -> None:
+        """Dead, cut off, deaf, mute, or still: it stays so."""
+        world = self._world
+        ways = ["dead", "dead", "cut off", "mute", "still"]
+        if self._config.enable_prevote:
+            # Without, whoever hears nobody campaigns again and again, and nothing keeps the others from listening.
+            ways.append("deaf")
+        way = self._random.choice(ways) if host.process is not None else "dead"
+        world.count(f"calm: {way}")
+        world.trace("stays", f"node {host.node_id} {way}")
+        if way == "dead":
+            host.kill()
+        elif way == "still":
+            host.pause(1e9)
+        for node_id in sorted(world.core):
+            for there in world.hosts[node_id].addresses:
+                for here in host.addresses:
+                    if way != "deaf":
+                        world.network.cut(here, there)
+                    if way != "mute":
+                        world.network.cut(there, here)
+
+    def limit(self) -> float:
+        """Return how many seconds the quorum has."""
+        config, knobs = self._config, self._world.plan.knobs
+        seconds = _ELECTIONS * config.election_timeout_max + 2 * config.bulk_timeout + 2 * config.snapshot_timeout + 5.0
+        step = 2 * (2 * knobs.delay[1] + 4 * (0.0 if knobs.inline_disk else knobs.disk_latency))
+        logs, snapshots = [0], 0
+        for process in self._processes():
+            runtime = process.node._runtime
+            if runtime.has_core:
+                logs.append(runtime.core.last.index)
+                manifest = runtime.store.newest()
+                size = sum(size for size, _ in manifest.parts) if manifest is not None else 0
+                parts = len(manifest.parts) if manifest is not None else 0
+                snapshots = max(snapshots, -(-size // config.snapshot_chunk_bytes) + parts + 1)
+        batch = min(config.max_payload_entries, max(1, config.max_payload_bytes // _ENTRY_BYTES))
+        return self._slow * (seconds + step * (max(logs) / batch + snapshots))
+
+    def _processes(self) -> list[Process]:
+        hosts = self._world.hosts
+        return [process for i in sorted(self._world.core) if (process := hosts[i].process) is not None]
+
+    def check(self) -> None:
+        """Wait for rest; then let something happen, and see that the leader stays.
+
+        :raises Violation: ``liveness``.
+        """
+        world, timeline = self._world, self._world.timeline
+        waits = [timeline.now]
+        for i in world.core:
+            host = world.hosts[i]
+            waits += [host.stalled_until, host.process.clock.paused_until if host.process is not None else 0.0]
+        begun = max(waits)
+        timeline.run(begun)
+        end = begun + self.limit()
+        every = self._config.election_timeout_max / 4
+        if not timeline.run(end, lambda: not self.missing(), every):
+            self._failed(begun)
+            return
+        world.count("calm permille", round(1000 * (timeline.now - begun) / (end - begun)))
+        leader = self._leader()
+        timeline.run(timeline.now + 3 * self._slow * self._config.election_timeout_max)
+        self._proposal(end)
+        if not timeline.run(max(end, timeline.now + every), lambda: not self.missing(), every):
+            self._failed(begun)
+        elif self._leader() != leader:
+            text = f"node {leader[0]} led term {leader[1]}, and without need {self._leader()} does"
+            raise world.checker.violated("liveness", text)
+
+    def _failed(self, begun: float) -> None:
+        world = self._world
+        if world.quorums.committed().members and not self._suffices(world.core):
+            # A change that was under way has made a configuration of nodes that are broken.
+            world.count("unrecoverable")
+            return
+        text = f"nodes {sorted(world.core)} have had {world.timeline.now - begun:.3f} s: {self.missing()}"
+        raise world.checker.violated("liveness", text)
+
+    def _leader(self) -> tuple[int, int]:
+        return next((m.node_id, m.term) for m in self._metrics() if m.role == "leader")
+
+    def _metrics(self) -> list[Metrics]:
+        """Look at the nodes of the quorum that are still members."""
+        found = [process.node.metrics() for process in self._processes() if not process.stopped]
+        tombstones = {i for m in found for i in m.membership.tombstones}
+        return [m for m in found if m.node_id not in tombstones]
+
+    def missing(self) -> str:
+        """Say why the quorum is not at rest; empty if it is."""
+        world = self._world
+        if world.workload.busy:
+            return f"{world.workload.busy} client operations have not ended"
+        seen = self._metrics()
+        leaders = [m for m in seen if m.role == "leader"]
+        if len(leaders) != 1:
+            return f"{len(leaders)} leaders; " + ", ".join(f"node {m.node_id}: {m.role} in {m.term}" for m in seen)
+        leader = leaders[0]
+        wanted = (leader.node_id, leader.term, leader.last, leader.last.index, leader.last.index)
+        wrong = [
+            f"node {m.node_id}: {found}, not {wanted}"
+            for m in seen
+            if (found := (m.leader_id, m.term, m.last, m.commit, m.applied)) != wanted
+        ]
+        if wrong:
+            return "leader, term, last, commit, applied: " + "; ".join(wrong)
+        gone = world.quorums.committed().tombstones
+        down = world.core - gone - {m.node_id for m in seen}
+        if down or not leader.ready or leader.membership.joint:
+            return f"down: {sorted(down)}, ready: {leader.ready}, joint: {leader.membership.joint}"
+        alarmed = [peer for peer, p in leader.replication.items() if p.alarmed and peer in world.core]
+        machines = {(p.machine.index, p.machine.count, p.machine.digest) for p in self._processes() if not p.stopped}
+        if alarmed or len(machines) != 1:
+            return f"alarms: {alarmed}, states: {sorted(machines)}"
+        waiting = [what for what, process in world.asked.values() if process.alive and process in self._processes()]
+        return f"operations of administrators have not ended: {', '.join(waiting)}" if waiting else ""
+
+    def _proposal(self, end: float) -> None:
+        """Something new must be possible, and read everywhere."""
+        processes = [p for p in self._processes() if not p.stopped]
+        writer = self._random.choice(processes)
+        if not self._config.forward_proposals:
+            writer = next(p for p in processes if p.host.node_id == self._leader()[0])
+        self._do(writer, end, "a proposal", writer.node.register_session)
+        for process in processes:
+            self._do(process, end, "a read", process.node.ensure_linearizable)
+
+    def _do(self, process: Process, end: float, what: str, call: Callable[[], Deferred[Any]]) -> None:
+        world = self._world
+        done: list[Any] = []
+
+        def enter() -> None:
+            _ = call().addBoth(done.append)  # type: ignore[call-overload]  # what it returns, nobody gets
+
+        process.clock.enter(enter)
+        timeline = world.timeline
+        timeline.run(max(end, timeline.now) + self._config.proposal_timeout, lambda: bool(done), 0.01)
+        result = done[0] if done else None
+        error = result.value if isinstance(result, Failure) else None
+        if not done or (error is not None and getattr(error, "code", "") != "proposal_too_large"):
+            if isinstance(error, BaseException) and not isinstance(error, ConsensusError):
+                raise error
+            text = f"{what} at node {process.host.node_id} of the quorum {sorted(world.core)} failed: {error}"
+            raise world.checker.violated("liveness", text)

@@ -1,0 +1,152 @@
+"""What goes wrong with disks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import TYPE_CHECKING
+
+from ...errors import StorageFailed
+from .._simfs import SimulatedFileSystem
+from ._faults_process import shut_down, victim
+from ._host import Host
+
+if TYPE_CHECKING:
+    from ._world import World
+
+__all__ = ["disk_full", "failure", "rot", "slow", "stall", "wipe"]
+
+
+def slow(world: World, random: Random) -> None:
+    """A disk becomes slow for a while."""
+    host = victim(world, random)
+    if host is not None:
+        world.count("slow disk")
+        host.sluggish = random.choice((3.0, 20.0, 100.0))
+        world.trace("slow disk", f"node {host.node_id}, {host.sluggish:g} times")
+        world.later(world.long_span(random), setattr, host, "sluggish", 1.0)
+
+
+def stall(world: World, random: Random) -> None:
+    """A disk does nothing for a while, often for longer than an election timeout (S-21)."""
+    host = victim(world, random)
+    if host is not None:
+        seconds = world.long_span(random)
+        world.count("stall")
+        world.trace("stalled disk", f"node {host.node_id} for {seconds:.3f} s")
+        host.stalled_until = max(host.stalled_until, world.timeline.now + seconds)
+
+
+def disk_full(world: World, random: Random) -> None:
+    """A disk has little or no room left, until somebody makes some."""
+    host = victim(world, random)
+    if host is not None:
+        world.count("disk full")
+        host.expects.add("storage_full")
+        host.files.capacity = host.files.used() + random.choice((0, 100, 2000, 20_000))
+        world.trace("disk full", f"node {host.node_id}")
+        world.later(world.long_span(random), _make_room, host)
+
+
+def _make_room(host: Host) -> None:
+    host.files.capacity = None
+
+
+def failure(world: World, random: Random) -> None:
+    """One operation of a disk fails. The node must stop (S-12), and is started again."""
+    host = victim(world, random)
+    if host is None:
+        return
+    operation = random.choice(("write", "sync", "sync", "rename", "sync_dir", "create", "read", "remove"))
+    process = host.process
+
+    def burn(operation: str, path: str) -> None:
+        world.count(f"{operation} error")
+        world.trace("disk error", f"{operation} {path}")
+        host.expects.add("storage_failed")
+        patience = 2 * world.plan.knobs.config.bulk_timeout + 10 * world.plan.knobs.config.election_timeout_max
+        world.later(patience, must_have_stopped, operation, path)
+        raise StorageFailed(operation, path, "Input/output error")
+
+    def must_have_stopped(operation: str, path: str) -> None:
+        if host.process is process and process is not None and not process.stopped and host.awake:
+            text = f"node {host.node_id} goes on after {operation} of {path} failed"
+            raise world.checker.violated("stop", text)
+
+    host.arm((operation,), random.choice((1, 1, random.randint(1, 8))), burn)
+
+
+def _begun(world: World, host: Host) -> bool:
+    return host.attic is None and host.node_id in world.quorums.committed().members
+
+
+def rot(world: World, random: Random) -> None:
+    """A bit of what is durable flips while a node is down in order: it is refused, or does no harm (S-02 to S-04)."""
+    host = _lossy(world, random)
+    if host is None or host.when_down is not None or host.process is None:
+        return
+    world.quorums.lose(host.node_id, "damaged")
+
+    def flip(orderly: bool) -> None:
+        files = [(path, size) for path, size in host.files.files() if size]
+        if not orderly or not files:
+            world.quorums.found(host.node_id)
+            return
+        path, size = random.choice(files)
+        offset = random.randrange(size)
+        byte = host.files.read(path, offset, 1)[0]
+        host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
+        world.count("bit rot")
+        world.trace("bit rot", f"node {host.node_id}, {path} at {offset}")
+        host.expects.add("storage_corrupt")
+        host.restart(world.span(random))
+
+    host.when_down = flip
+    shut_down(world, host)
+
+
+def _lossy(world: World, random: Random) -> Host | None:
+    """Choose a member that runs, and whose disk may be lost now."""
+    hosts = [
+        host
+        for host in world.hosts.values()
+        if host.process is not None and host.process.ready and not host.gone and _begun(world, host)
+        if world.quorums.can_lose(host.node_id) and host.node_id not in world.quorums.lost
+    ]
+    return random.choice(hosts) if hosts else None
+
+
+def wipe(world: World, random: Random) -> None:
+    """A machine comes back with an empty disk; its node must not be let in (H-29). The old disk may come back later."""
+    host = _lossy(world, random)
+    if host is None:
+        return
+    world.quorums.lose(host.node_id, "wiped")
+    world.count("wipe")
+    world.trace("wipe", f"node {host.node_id}")
+    host.kill()
+    host.attic, host.files = host.files, SimulatedFileSystem()
+    host.at_start.clear()
+    host.restart(world.span(random))
+    again: Callable[[], object] = random.choice((lambda: _restore(world, host, random), lambda: _bury(world, host)))
+    world.later(world.long_span(random) * 2, again)
+
+
+def _restore(world: World, host: Host, random: Random) -> None:
+    """The old disk comes back."""
+    if host.attic is None or host.gone:
+        return
+    host.kill()
+    host.files, host.attic = host.attic, None
+    world.quorums.found(host.node_id)
+    world.count("old disk back")
+    world.trace("old disk", f"node {host.node_id}")
+    host.restart(world.span(random))
+
+
+def _bury(world: World, host: Host) -> None:
+    """The old disk is lost for good."""
+    if host.attic is not None:
+        host.kill()
+        host.gone = host.gone or "wiped"
+        world.trace("gone", f"node {host.node_id}")
