@@ -78,7 +78,7 @@ def run(
         copy = _copy(root, Path(directory) / "mutated")
         mutant.apply(copy)
         _check_imported(copy, mutant)
-        options = ["--seeds", f"{first}..{last}", "--first", "--jobs", str(jobs)]
+        options = ["--seeds", f"{first}..{last}", "--first", "--no-shrink", "--jobs", str(jobs)]
         code, output = _simulate(copy, options, timeout)
         seconds = time.monotonic() - begin
         tried = last - first + 1
@@ -86,8 +86,9 @@ def run(
             return Result(mutant, "hung", seconds, tried)
         if code in (_PASSED, _VACUOUS):
             return Result(mutant, "survived" if code == _PASSED else "vacuous", seconds, tried)
-        found = _FAILED_SEED.search(output)
-        if code not in CAUGHT or found is None or found[2] != CAUGHT[code]:
+        # With several processes more than one seed may have failed; the exit code is that of the worst.
+        found = next((each for each in _FAILED_SEED.finditer(output) if each[2] == CAUGHT.get(code)), None)
+        if found is None:
             raise RunFailed(f"{mutant.name}: the simulator ended with {code}:\n{output[-_TAIL:]}")
         seed, verdict = int(found[1]), found[2]
         if not _passes(_copy(root, Path(directory) / "shipped"), seed, timeout):
@@ -170,7 +171,7 @@ def end_all() -> None:
 
 
 def _passes(copy: Path, seed: int, timeout: float) -> bool:
-    code, output = _simulate(copy, ["--seeds", f"{seed}..{seed}"], timeout)
+    code, output = _simulate(copy, ["--seeds", f"{seed}..{seed}", "--no-shrink", "--jobs", "1"], timeout)
     if code not in (_PASSED, _VACUOUS, None, *CAUGHT):
         raise RunFailed(f"seed {seed} without a bug: the simulator ended with {code}:\n{output[-_TAIL:]}")
     return code in (_PASSED, _VACUOUS)
