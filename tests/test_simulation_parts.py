@@ -126,10 +126,12 @@ class ExecutorTests(SynchronousTestCase):
         for late in (False, True):
             timeline, _, executor = self.make(late=late)
             ends: list[tuple[float, str]] = []
+
+            def ended(found: str, timeline: Timeline = timeline, ends: list[tuple[float, str]] = ends) -> None:
+                ends.append((timeline.now, found))
+
             for name in "ab":
-                _ = executor.run(str.upper, name).addCallback(
-                    lambda found, ends=ends, t=timeline: ends.append((t.now, found))
-                )
+                _ = executor.run(str.upper, name).addCallback(ended)
             timeline.run(5)
             self.assertEqual(ends, [(1.0, "A"), (2.0, "B")])
 

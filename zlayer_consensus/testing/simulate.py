@@ -34,7 +34,7 @@ __all__ = ["main"]
 
 _INTERRUPTED = 130
 _RANGE = re.compile(r"(\d+)(\.\.(\d*))?")
-_COLOURS = {"state": "green", "disk": "bright_black", "event": "yellow"}
+_COLOURS = {"state": "green", "disk": "bright_black", "log": "magenta", "event": "yellow"}
 # Of each traceback, in a summary.
 _DETAIL_LINES = 12
 # Kinds of failure that are shrunk.

@@ -14,9 +14,11 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from ...errors import StorageError
 from ._application import Application
 from ._checker import Violation
 from ._plan import Plan
+from ._time import ProcessClock
 from ._trace import Line
 from ._world import World
 
@@ -30,7 +32,7 @@ _TRACEBACK_LINES = 40
 
 
 class Crash(Exception):
-    """Something was logged as critical."""
+    """A failure was logged."""
 
 
 @attrs.frozen(kw_only=True)
@@ -91,7 +93,7 @@ def run_plan(
 ) -> Outcome:
     """Run a plan.
 
-    Nothing is logged meanwhile: all that is logged as critical is a crash. The garbage collector does not run either,
+    Nothing is logged meanwhile; a failure that would be is a crash. The garbage collector does not run either,
     so that objects end when the program says so; it clears up at the end.
 
     :param application: what is replicated; by default the key-value store.
@@ -158,6 +160,7 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
     globalLogPublisher._observers = [_Observer(world)]
     try:
         world.run()
+        world.check()
     except Violation as violation:
         verdict = "liveness" if violation.invariant == "liveness" else "safety"
         seen = {"verdict": verdict, "invariant": violation.invariant, "text": violation.text}
@@ -189,23 +192,34 @@ def _crashed(error: Exception) -> dict[str, Any]:
 
 @implementer(ILogObserver)
 class _Observer:
-    """Takes what is logged as critical for a crash, unless it comes from a process that is dead already."""
+    """Takes a failure that is logged for a crash.
+
+    A line without a failure is none: a node says so what has happened to it, and who watches it judges that. Nor is a
+    failure of a disk that was made to fail, nor what a process says that is dead already.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
 
     def __call__(self, event: LogEvent) -> None:
-        current = self._world.timeline.current
-        if event.get("log_level") is not LogLevel.critical or (current is not None and current.dead):
+        world = self._world
+        current = world.timeline.current
+        if current is not None and current.dead:
             return
         failure = event.get("log_failure")
-        if failure is None:
-            self._world.broken(Failure(Crash("critical", formatEvent(event), "")))
-        elif isinstance(failure.value, Violation):
-            self._world.broken(failure)
-        else:
+        if world.recorder.write is not None:
+            world.recorder.said(event["log_level"].name, formatEvent(event))
+        if failure is None or event.get("log_level") is not LogLevel.critical:
+            return
+        if isinstance(failure.value, Violation):
+            world.broken(failure)
+        elif not self._foreseen(failure.value, current):
             text = f"{formatEvent(event)}: {failure.getErrorMessage()}"
-            self._world.broken(Failure(Crash(failure.type.__name__, text, failure.getTraceback())))
+            world.broken(Failure(Crash(failure.type.__name__, text, failure.getTraceback())))
+
+    def _foreseen(self, error: BaseException, current: ProcessClock | None) -> bool:
+        process = self._world.processes.get(current) if current is not None else None
+        return isinstance(error, StorageError) and process is not None and error.code in process.host.expects
 
 
 @implementer(ILogObserver)

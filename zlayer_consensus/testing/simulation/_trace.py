@@ -32,7 +32,7 @@ class Line(NamedTuple):
 
     :param time: simulated seconds.
     :param node: the id of the node in whose life it happens, or 0.
-    :param category: ``message``, ``state``, ``disk`` or ``event``.
+    :param category: ``message``, ``state``, ``disk``, ``log`` or ``event``.
     :param text: what happens.
     """
 
@@ -93,6 +93,11 @@ class Recorder:
         if self.write is not None:
             here, there = (sender, target) if kind == "request" else (target, sender)
             self._line(here, "message", f"{_ARROWS[kind]} {there}  {brief(message)}")
+
+    def said(self, level: str, text: str) -> None:
+        """A process logs something. No part of the check sum: texts may have addresses of objects in them."""
+        process = self._world.processes.get(self._timeline.current)  # type: ignore[arg-type]  # None is no key
+        self._line(process.host.node_id if process is not None else 0, "log", f"says {level}: {text}")
 
     def finish(self) -> None:
         """The run is over: cover the contents, too."""
