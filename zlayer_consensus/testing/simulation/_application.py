@@ -1,13 +1,141 @@
-"""What is replicated in a simulation."""
+"""What is replicated in a simulation, and what its clients ask for."""
+
 from __future__ import annotations
 
-from ...kv import TYPES, KeyValueMachine
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
 from ...storage import IStateMachine
-from ...types import RaftTypes
+from ...types import RaftTypes, declare_raft_types
+
+if TYPE_CHECKING:
+    from ...node import ConsensusNode
+
+__all__ = ["Action", "Application", "Propose", "Query", "Record"]
+
+
+def _whole(result: Any) -> Sequence[Any]:
+    return (result,)
+
+
+@attrs.frozen
+class Record:
+    """One operation of a history that a model checks.
+
+    :param f: the function's name, as the model knows it.
+    :param key: what it works on; histories are checked key by key.
+    :param argument: as the model takes it.
+    """
+
+    f: str
+    key: Any = None
+    argument: Any = None
+
+
+@attrs.frozen(eq=False)
+class Propose:
+    """A command to send through the log.
+
+    :param request: the command.
+    :param name: what it is counted as.
+    :param records: what it is in the history, if a model checks it; one that works on several keys is one for each.
+    :param results: makes of the command's result those of the records.
+    :param seen: told of the command's result, for commands that build on earlier ones.
+    """
+
+    request: Any
+    name: str = "command"
+    records: tuple[Record, ...] = ()
+    results: Callable[[Any], Sequence[Any]] = _whole
+    seen: Callable[[Any], object] | None = None
+
+
+@attrs.frozen(eq=False)
+class Query:
+    """A read that does not go through the log.
+
+    :param read: called with the state machine; must not change it, and must not give out what changes later.
+    :param name: what it is counted as.
+    :param records: see :class:`Propose`.
+    :param results: see :class:`Propose`.
+    :param seen: see :class:`Propose`.
+    """
+
+    read: Callable[[Any], Any]
+    name: str = "read"
+    records: tuple[Record, ...] = ()
+    results: Callable[[Any], Sequence[Any]] = _whole
+    seen: Callable[[Any], object] | None = None
+
+
+Action = Propose | Query
+_READS = 0.3
 
 
 class Application:
-    types: RaftTypes = TYPES
+    """A state machine under test, and its clients.
 
-    def machine(self) -> IStateMachine:
-        return KeyValueMachine()
+    Whatever it is, these things are checked: every replica has the same result for the same entry, and goes on in the
+    same way after a snapshot; no command is carried out twice, or after it was refused, or without having been
+    proposed; what was acknowledged is not lost; and every result and every read is what a single machine, given the
+    same commands in the same order, has at that point, in an order that respects real time.
+
+    :param machine: makes the state machine of a new process, in its initial state. None: the key-value store, with
+        clients of its own; then nothing else is to be said.
+    :param commands: ``commands(random, client)`` returns what client number ``client`` asks for next: a request, or a
+        :class:`Propose` or :class:`Query`. All randomness must be from ``random``. Commands that are all different
+        find more: a doubled one is then seen for what it is.
+    :param types: the application's types, as for a node.
+    :param read: ``read(machine)`` returns something of the state, or all of it: beside the commands, clients call it
+        through ``read_state``. None: they do not read, unless ``commands`` gives them a :class:`Query`.
+    :param model: checks the history of the actions that have records; see
+        :mod:`zlayer_consensus.testing.linearizability`. None: no history is kept.
+    :param attach: called with each new state machine and the node that runs it, for a machine that needs its node.
+    """
+
+    def __init__(
+        self,
+        machine: Callable[[], IStateMachine] | None = None,
+        *,
+        commands: Callable[[Random, int], Any] | None = None,
+        types: RaftTypes | None = None,
+        read: Callable[[Any], Any] | None = None,
+        model: Any = None,
+        attach: Callable[[Any, ConsensusNode], object] | None = None,
+    ) -> None:
+        self._actions: Callable[[int], Callable[[Random, int], Action]] = lambda _: self._next
+        if machine is None:
+            from . import _store
+
+            machine, types, read, model = _store.AppendingStore, _store.TYPES, _store.read, _store.model()
+            self._actions = _store.actions
+        elif commands is None:
+            raise TypeError("say which commands the clients of this machine propose")
+        self.types = types or declare_raft_types()
+        self.machine = machine
+        self.read = read
+        self.model = model
+        self._commands = commands
+        self._attach = attach
+
+    def attach(self, machine: Any, node: ConsensusNode) -> None:
+        """Introduce a machine to its node."""
+        if self._attach is not None:
+            self._attach(machine, node)
+
+    def actions(self, keys: int) -> Callable[[Random, int], Action]:
+        """Return what a run's clients ask for next.
+
+        :param keys: how many keys they use, if they use keys.
+        """
+        return self._actions(keys)
+
+    def _next(self, random: Random, client: int) -> Action:
+        assert self._commands is not None
+        if self.read is not None and random.random() < _READS:
+            return Query(self.read)
+        command = self._commands(random, client)
+        return command if isinstance(command, Propose | Query) else Propose(command)
