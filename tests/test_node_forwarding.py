@@ -215,9 +215,26 @@ class ForwardingTests(NodeTestCase):
         assert member is not None
         proposals = (ForwardedProposal(b"\x01", 1, 0, 0, 1000),) * 2
         for term in (self.lead.metrics().term - 1, self.lead.metrics().term + 1):
-            waiting = self.lead.handle(peers.envelope(member), ProposeRequest(term, proposals))
+            waiting = self.lead.handle(peers.envelope(member), ProposeRequest(term, 1, 1, proposals))
             reply: Any = self.cluster.result(waiting)
             self.assertEqual([each.error for each in reply.outcomes], ["not_leader"] * 2)
+
+    def test_delivered_twice(self) -> None:
+        """J-42, J-43: a network that delivers every request twice, late, does nothing twice."""
+        self.cluster.network.default.duplicate = 1.0
+        self.cluster.network.default.delay = (0.001, 0.1)
+        node = self.follower
+        done = []
+        for _ in range(20):
+            found = outcomes(self.cluster, [node.propose(["add", "n", 1], timeout=5.0)])[0]
+            if isinstance(found, int):
+                done.append(found)
+            else:
+                self.assertIsInstance(found, OutcomeUnknown)
+        self.assertGreater(len(done), 5)
+        self.assertEqual(done, sorted(set(done)))
+        self.cluster.settle()
+        self.assertLessEqual(self.cluster.states()[0]["n"], 20)
 
     def test_follower_stops(self) -> None:
         """J-45: what was sent is unknown, what waited did not happen; all end."""
@@ -307,13 +324,14 @@ class ForwardingTests(NodeTestCase):
             return await forever[-1]
 
         self.patch(self.lead._runtime.admin, "forwarded", stuck)
-        request = OperateRequest("remove_learner", b"\xa1gnode_id\x09", 1000)
-        waiting: list[Deferred[Any]] = [self.lead.handle(peers.envelope(member), request) for _ in range(65)]
+        term = self.follower.metrics().term
+        requests = [OperateRequest(term, 1, n, "remove_learner", b"\xa1gnode_id\x09", 1000) for n in range(66)]
+        waiting: list[Deferred[Any]] = [self.lead.handle(peers.envelope(member), each) for each in requests[:65]]
         self.failureResultOf(waiting[-1], Overloaded)
         for each in forever:
             each.callback(None)
         for each in waiting[:-1]:
             self.assertEqual(self.successResultOf(each).error, "")
-        again: Deferred[Any] = self.lead.handle(peers.envelope(member), request)
+        again: Deferred[Any] = self.lead.handle(peers.envelope(member), requests[65])
         forever[-1].callback(None)
         self.assertEqual(self.successResultOf(again).error, "")

@@ -226,16 +226,17 @@ class MembershipTests(NodeTestCase):
         """A-21: unknown operations, missing, extra and wrong arguments change nothing."""
         envelope = self.follower._runtime.peers.envelope(self.follower._runtime.leader_member())  # type: ignore[arg-type]
         good = b"\xa1gnode_id\x09"
-        for name, payload in (
+        cases = (
             ("explode", good),
             ("remove_learner", b"\xa0"),
             ("remove_learner", b"\xa1gnode_idctwo"),
             ("remove_learner", b"\xa1gnode_id\xf5"),
             ("remove_learner", b"\xff"),
             ("add_voter", good),
-        ):
+        )
+        for number, (name, payload) in enumerate(cases):
             with self.subTest(name=name, payload=payload):
-                request = OperateRequest(name, payload, 1000)
+                request = OperateRequest(self.lead.metrics().term, 2, number, name, payload, 1000)
                 self.cluster.error(self.lead.handle(envelope, request), InvalidMessage)
         last = self.lead.metrics().last
         wrong = (
@@ -245,7 +246,9 @@ class MembershipTests(NodeTestCase):
             ForwardedProposal(b"\x01", 1, 1 << 63, 1, 1000),
             ForwardedProposal(b"\x01", 1, 0, 0, 0),
         )
-        reply: Any = self.cluster.result(self.lead.handle(envelope, ProposeRequest(self.lead.metrics().term, wrong)))
+        reply: Any = self.cluster.result(
+            self.lead.handle(envelope, ProposeRequest(self.lead.metrics().term, 1, 1, wrong))
+        )
         self.assertEqual([each.error for each in reply.outcomes], ["conversion"] + ["invalid_message"] * 4)
         self.assertEqual(self.lead.metrics().last, last)
 

@@ -84,8 +84,10 @@ REQUESTS: dict[str, Any] = {
     "snapshot": SnapshotChunk(5, LogId(4, 10), b"d" * 32, b"", 1, 2, b"data", False),
     "timeout-now": TimeoutNowRequest(5),
     "read-index": ReadIndexRequest(5, 77),
-    "propose": ProposeRequest(5, (ForwardedProposal(b"payload", 1, 8, 9, 5000), ForwardedProposal(b"", 3, 0, 0, 1))),
-    "operate": OperateRequest("remove_learner", b"arguments", 5000),
+    "propose": ProposeRequest(
+        5, 6, 7, (ForwardedProposal(b"payload", 1, 8, 9, 5000), ForwardedProposal(b"", 3, 0, 0, 1))
+    ),
+    "operate": OperateRequest(8, 9, 10, "remove_learner", b"arguments", 5000),
     "identify": IdentifyRequest(b"members"),
 }
 REPLIES: dict[str, Any] = {
@@ -138,6 +140,8 @@ messages = st.one_of(
     st.builds(
         ProposeRequest,
         terms,
+        u64,
+        u64,
         st.lists(
             st.builds(
                 ForwardedProposal, st.binary(max_size=99), st.integers(0, 3), i63, i63, st.integers(1, 86_400_000)
@@ -146,7 +150,15 @@ messages = st.one_of(
             max_size=9,
         ).map(tuple),
     ),
-    st.builds(OperateRequest, st.text("abcxyz_", max_size=64), st.binary(max_size=99), st.integers(1, 86_400_000)),
+    st.builds(
+        OperateRequest,
+        terms,
+        u64,
+        u64,
+        st.text("abcxyz_", max_size=64),
+        st.binary(max_size=99),
+        st.integers(1, 86_400_000),
+    ),
     st.builds(IdentifyRequest, st.binary(max_size=99)),
 )
 quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -235,7 +247,7 @@ class RoundTripTests(SynchronousTestCase):
         many = (ForwardedProposal(payload, 3, (1 << 63) - 1, (1 << 63) - 1, MAX_TIMEOUT_MS),) * MAX_FORWARDED
         one = (ForwardedProposal(b"x" * config.max_proposal_bytes, 3, 0, 0, 1),)
         for proposals in (many, one):
-            body = encode_request(ENVELOPE, ProposeRequest(MAX_TERM, proposals), MAX_U64)[1]
+            body = encode_request(ENVELOPE, ProposeRequest(MAX_TERM, MAX_U64, MAX_U64, proposals), MAX_U64)[1]
             self.assertLess(len(body), limits["propose"])
             self.assertEqual(decode_request("propose", body).message.proposals, proposals)
 

@@ -105,10 +105,14 @@ class ProposeRequest:
 
     :param term: the term in which the receiver leads, as far as the sender knows. In any other it refuses them, so that
         what was sent later, to a later leader, cannot come before them (H-88).
+    :param stream: a random number that the sender drew when it started.
+    :param number: counts the sender's forwarded requests since then: one that arrives twice is carried out once.
     :param proposals: from 1 to :data:`MAX_FORWARDED`.
     """
 
     term: int
+    stream: int
+    number: int
     proposals: tuple[ForwardedProposal, ...]
 
 
@@ -123,11 +127,15 @@ class ProposeReply:
 class OperateRequest:
     """An administrative operation on behalf of another node's client. It makes one hop at most.
 
+    :param term, stream, number: as in :class:`ProposeRequest`.
     :param operation: its name.
     :param arguments: CBOR.
     :param timeout_ms: how long the caller will wait.
     """
 
+    term: int
+    stream: int
+    number: int
     operation: str
     arguments: bytes
     timeout_ms: int

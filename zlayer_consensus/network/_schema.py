@@ -343,7 +343,13 @@ _ENDPOINTS = (
     Endpoint(
         "propose",
         "forward",
-        _schema(ProposeRequest, term=_TERM, proposals=_rows("proposals", ForwardedProposal, **PROPOSAL_COLUMNS)),
+        _schema(
+            ProposeRequest,
+            term=_TERM,
+            stream=U64,
+            number=U64,
+            proposals=_rows("proposals", ForwardedProposal, **PROPOSAL_COLUMNS),
+        ),
         _schema(ProposeReply, _outcomes, outcomes=_rows("outcomes", ForwardedOutcome, **OUTCOME_COLUMNS)),
         # The heads of a full batch need far less than what is added here.
         _MAX_PROPOSAL + MIB,
@@ -354,6 +360,9 @@ _ENDPOINTS = (
         "forward",
         _schema(
             OperateRequest,
+            term=_TERM,
+            stream=U64,
+            number=U64,
             operation=WORD,
             arguments=_sized(f"at most {_MAX_MEMBERS} bytes", bytes, upto=_MAX_MEMBERS),
             timeout_ms=_TIMEOUT,

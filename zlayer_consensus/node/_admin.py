@@ -109,8 +109,6 @@ class Admin:
             value = arguments[key]
             if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
                 raise InvalidMessage(f"{name}: {key} is of the wrong type")
-        if self._rt.core.role is not Role.LEADER:  # one hop at most
-            raise self._rt.not_leader()
         return await self._local(name, arguments, seconds)
 
     async def _local(self, name: str, arguments: dict[str, Any], seconds: float) -> Any:

@@ -42,6 +42,7 @@ from ..network import (
 )
 from ..raft import EntryKind, Role
 from ._failures import error_in
+from ._once import Once
 from ._proposals import Applied, Proposal, check_session, is_proposable
 from ._sessions import SessionSettings
 
@@ -139,6 +140,9 @@ class Forwarder:
         """The batch after whose end the next one may go, if it goes to the same leader."""
         self._stepping = False
         self._operations = 0
+        self._stream = int(runtime.random() * (1 << 53))
+        self._number = 0
+        self._once = Once()
 
     # At the follower.
 
@@ -210,7 +214,8 @@ class Forwarder:
             longest = max(longest, remaining)
             proposal.sent = True
             forwarded.append(ForwardedProposal(payload, int(kind), session, sequence, _milliseconds(remaining)))
-        request = ProposeRequest(sent.term, tuple(forwarded))
+        self._number += 1
+        request = ProposeRequest(sent.term, self._stream, self._number, tuple(forwarded))
         _ = self._call(sent.leader_id, request, longest).addCallbacks(
             self._replied, self._failed, callbackArgs=(sent,), errbackArgs=(sent,)
         )
@@ -259,7 +264,10 @@ class Forwarder:
         leader = self._rt.leader_member()
         if leader is None:
             raise self._rt.not_leader()
-        request = OperateRequest(name, _cbor.dumps(dict(arguments)), _milliseconds(timeout))
+        self._number += 1
+        request = OperateRequest(
+            self._rt.core.term, self._stream, self._number, name, _cbor.dumps(dict(arguments)), _milliseconds(timeout)
+        )
         try:
             reply = await self._call(leader.node_id, request, timeout)
         except CancelledError:
@@ -299,12 +307,24 @@ class Forwarder:
 
     # At the leader.
 
-    def propose(self, request: ProposeRequest) -> Deferred[ProposeReply]:
-        """Propose here, in order, what the clients of another node want."""
+    def _refusal(self, sender: int, request: ProposeRequest | OperateRequest) -> ConsensusError | None:
+        """Return why a request is not carried out, or None if it is to be.
+
+        In a newer term of ours, what the same node sent later may be in the log already (H-88).
+        """
         core = self._rt.core
+        if core.role is not Role.LEADER or core.term != request.term:
+            return self._rt.not_leader()
+        try:
+            self._once.take(core.term, sender, request.stream, request.number)
+        except OutcomeUnknown as error:
+            return error
+        return None
+
+    def propose(self, sender: int, request: ProposeRequest) -> Deferred[ProposeReply]:
+        """Propose here, in order, what the clients of another node want."""
         results = _Results(len(request.proposals), self._rt.types)
-        # In a newer term of ours, what the same node sent later may be in the log already (H-88).
-        refusal = self._rt.not_leader() if core.role is not Role.LEADER or core.term != request.term else None
+        refusal = self._refusal(sender, request)
         for position, forwarded in enumerate(request.proposals):
             if refusal is not None:
                 results.failed(position, refusal)
@@ -339,7 +359,7 @@ class Forwarder:
         proposal.forward, proposal.indexed = False, True
         return proposal
 
-    async def operate(self, request: OperateRequest) -> OperateReply:
+    async def operate(self, sender: int, request: OperateRequest) -> OperateReply:
         """Do here what an administrator wants who asked another node."""
         if not 0 < request.timeout_ms <= MAX_TIMEOUT_MS:
             raise InvalidMessage(f"timeout_ms is {request.timeout_ms}")
@@ -349,6 +369,9 @@ class Forwarder:
             arguments = _cbor.loads(request.arguments)
         except _cbor.CborError as error:
             raise InvalidMessage(str(error)) from error
+        refusal = self._refusal(sender, request)
+        if refusal is not None:
+            return OperateReply(*encode_error(refusal))
         self._operations += 1
         try:
             result = await self._rt.admin.forwarded(request.operation, arguments, request.timeout_ms / 1000)

@@ -214,9 +214,9 @@ class Peers:
         if isinstance(request, SnapshotChunk):
             return rt.receiver.chunk(sender, request)
         if isinstance(request, ProposeRequest):
-            return rt.forwarder.propose(request)
+            return rt.forwarder.propose(sender, request)
         if isinstance(request, OperateRequest):
-            return Deferred.fromCoroutine(rt.forwarder.operate(request))
+            return Deferred.fromCoroutine(rt.forwarder.operate(sender, request))
         if len(self._inbound) >= _MAX_INBOUND:
             raise Overloaded("inbound RPCs", _MAX_INBOUND)
         return self._to_core(sender, request)  # type: ignore[arg-type]  # identify was dealt with before
