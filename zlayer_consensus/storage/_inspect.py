@@ -274,7 +274,9 @@ def scan_records(
             window = Window(files, path, size, _PIECE)
             continue
         if not found.size:
-            found = found._replace(size=_next_header(window, at + SECTOR, size, salt) - at)
+            following = _next_header(window, at + SECTOR, size, salt)
+            end = window.written_end(at) if following is None else following
+            found = found._replace(size=end - at)
         yield found
         chain = found.header.chain if found.header is not None else None
         at += found.size
@@ -326,8 +328,8 @@ def _next_written(files: IFileSystem, path: str, start: int, size: int) -> int |
     return None
 
 
-def _next_header(window: Window, start: int, size: int, salt: int) -> int:
-    """Return where the next record begins, or the end of the segment."""
+def _next_header(window: Window, start: int, size: int, salt: int) -> int | None:
+    """Return where the next record begins."""
     for at in range(start, size, SECTOR):
         sector = window.get(at, SECTOR)
         if len(sector) < SECTOR:
@@ -339,7 +341,7 @@ def _next_header(window: Window, start: int, size: int, salt: int) -> int:
         except BadRecord:
             continue
         return at
-    return size
+    return None
 
 
 def full_replay(

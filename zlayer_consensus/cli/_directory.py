@@ -1,0 +1,139 @@
+"""A node's data directory, seen from outside: nothing is locked, nothing is written."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+
+from ..errors import StorageError
+from ..storage import Identity, IFileSystem, RealFileSystem
+from ..storage.inspection import Findings, Layout, NoLog, ReadOnlyFileSystem, examine_log
+
+__all__ = ["DataDirectory", "is_held"]
+
+_PAUSE = 0.05
+_PATIENCE = 20
+"""How often what does not check is read again while a node is running. No write is half done for a second."""
+
+
+def is_held(path: str, locks: str = "/proc/locks") -> bool | None:
+    """Say whether somebody holds the lock of a file, without touching it; None if that cannot be seen.
+
+    Locks of processes in other containers are not shown by the system.
+
+    :param locks: where the system lists its locks.
+    """
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return False
+    try:
+        with open(locks, encoding="ascii") as listing:
+            lines = listing.readlines()
+    except OSError:
+        return None
+    device = f"{os.major(found.st_dev):02x}:{os.minor(found.st_dev):02x}"
+    for line in lines:
+        fields = line.split()
+        if len(fields) < 6 or fields[1:4:2] != ["FLOCK", "WRITE"]:
+            continue
+        where, _, inode = fields[5].rpartition(":")
+        # Some file systems show another device than stat does; the holder's id in the file tells then.
+        if inode == str(found.st_ino) and (where == device or fields[4] == _holder(path)):
+            return True
+    return False
+
+
+def _holder(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return file.read(32).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+
+
+class DataDirectory:
+    """A directory with a log, and one with snapshots, usually the same.
+
+    :param path: the log store's directory.
+    :param snapshots: the state machine's, if it is another.
+    :param sleep: waits some seconds.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        snapshots: str | None = None,
+        *,
+        files: IFileSystem | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.path = path.rstrip("/") or "/"
+        self.snapshots = (snapshots or path).rstrip("/") or "/"
+        self.files: IFileSystem = ReadOnlyFileSystem(RealFileSystem() if files is None else files)
+        self.layout = Layout(self.path)
+        self.running = is_held(self.layout.lock)
+        self._sleep = sleep
+        self._spot = (-1, 0)
+
+    def name(self, path: str) -> str:
+        """Return a path as the user thinks of it: relative to the directory."""
+        prefix = f"{self.path}/"
+        return path[len(prefix) :] if path.startswith(prefix) else path
+
+    def require(self) -> None:
+        """See that there is something to look at.
+
+        :raises NoLog: if there is no log, nor anything left of one.
+        """
+        files = self.files
+        if not files.exists(self.path):
+            raise NoLog(f"{self.path} does not exist")
+        if not os.path.isdir(self.path):
+            raise NoLog(f"{self.path} is not a directory")
+        if not files.exists(f"{self.path}/identity") and not files.exists(self.layout.wal):
+            raise NoLog(f"{self.path} holds no log: it has neither identity nor wal")
+
+    def examine(self) -> tuple[Identity, Findings]:
+        """Return what an opening would find.
+
+        A running node changes what is read while it is read. So what does not check is read again, until it does or
+        time is up.
+
+        :raises NoLog: if an opening would begin a new log.
+        :raises StorageError: if an opening would refuse.
+        """
+        self.require()
+        for last_try in self._tries():
+            try:
+                identity, found = examine_log(self.files, self.path)
+            except StorageError:
+                if last_try:
+                    raise
+            else:
+                if last_try or not found.tail.torn_end:
+                    return identity, found
+            self._sleep(_PAUSE)
+        raise AssertionError("the last try returns or raises")
+
+    def _tries(self) -> Iterator[bool]:
+        # The lock may be hidden, as it is in another container: so there is always a second look.
+        count = _PATIENCE if self.running else 1
+        for _ in range(count):
+            yield False
+        yield True
+
+    def look_again(self, offset: int) -> bool:
+        """Say whether bytes at an offset that do not check may be in the middle of being written; waits a moment."""
+        spot, count = self._spot
+        count = count + 1 if spot == offset else 1
+        self._spot = offset, count
+        if count > (_PATIENCE if self.running else 1):
+            return False
+        self._sleep(_PAUSE)
+        return True
+
+    def is_gone(self, path: str) -> bool:
+        """Say whether a file that was listed is gone: a running node has purged it."""
+        return not self.files.exists(path)

@@ -1,0 +1,150 @@
+"""``zconsensus log``: looking at the data directory of a node, running or not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ._diff import diff
+from ._directory import DataDirectory
+from ._dump import TYPES, Selection, dump
+from ._newest import first_of_newest
+from ._output import Output
+from ._payload import Payloads
+from ._stat import stat
+from ._verify import verify
+
+__all__ = ["log"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+_SNAPSHOTS = click.option(
+    "--snapshots", metavar="DIRECTORY", help="Where the snapshots are, if not in the log's directory."
+)
+_DIRECTORY = click.argument("directory", type=click.Path())
+
+
+def _common(command: _F) -> _F:
+    for option in (
+        click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
+        click.option(
+            "--color",
+            type=click.Choice(["auto", "always", "never"]),
+            default="auto",
+            help="Colours; auto: on a terminal, unless NO_COLOR is set.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def _output(as_json: bool, color: str) -> Output:
+    return Output(as_json, None if color == "auto" else color == "always")
+
+
+@click.group()
+def log() -> None:
+    """Look at the log and the snapshots of one node.
+
+    DIRECTORY is the node's data directory, or a copy of it. Nothing is locked and nothing is written, so the node may
+    be running.
+    """
+
+
+@log.command("dump")
+@_DIRECTORY
+@click.option("--from", "first", type=click.IntRange(1), metavar="INDEX", help="First entry.")
+@click.option("--to", "last", type=click.IntRange(1), metavar="INDEX", help="Last entry.")
+@click.option("--last", "newest", type=click.IntRange(1), metavar="N", help="The N newest entries of the log.")
+@click.option("--term", "terms", type=click.IntRange(0), multiple=True, metavar="TERM", help="Entries of this term.")
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice(TYPES),
+    multiple=True,
+    help="Things of this type; may be given more than once.",
+)
+@click.option(
+    "--payload",
+    type=click.Choice(["none", "hex", "text", "decoded"]),
+    default="decoded",
+    show_default=True,
+    help="How payloads are shown.",
+)
+@click.option(
+    "--application",
+    metavar="NAME",
+    help="The application whose types decode payloads, as in the node's configuration: kv, or "
+    "package.module:attribute. By default the key-value store, where it decodes.",
+)
+@_common
+@click.pass_context
+def dump_command(
+    ctx: click.Context,
+    directory: str,
+    first: int | None,
+    last: int | None,
+    newest: int | None,
+    terms: tuple[int, ...],
+    types: tuple[str, ...],
+    payload: str,
+    application: str | None,
+    as_json: bool,
+    color: str,
+) -> None:
+    """Show every record and what is in it."""
+
+    if newest is not None and (first is not None or last is not None):
+        raise click.UsageError("--last cannot be combined with --from or --to")
+    if first is not None and last is not None and last < first:
+        raise click.UsageError(f"--to {last} lies before --from {first}")
+    if application is not None and payload != "decoded":
+        raise click.UsageError("--application needs --payload decoded")
+    payloads = Payloads(payload, application)
+    found = DataDirectory(directory)
+    if newest is not None:
+        first = first_of_newest(found, newest)
+    selection = Selection(first, last, frozenset(terms), frozenset(types))
+    ctx.exit(dump(found, _output(as_json, color), payloads, selection))
+
+
+@log.command("verify")
+@_DIRECTORY
+@_SNAPSHOTS
+@_common
+@click.pass_context
+def verify_command(ctx: click.Context, directory: str, snapshots: str | None, as_json: bool, color: str) -> None:
+    """Check every record and every snapshot, and say what a start of the node would decide."""
+
+    ctx.exit(verify(DataDirectory(directory, snapshots), _output(as_json, color)))
+
+
+@log.command("stat")
+@_DIRECTORY
+@_SNAPSHOTS
+@click.option("--full", is_flag=True, help="Read all entries and snapshots, for totals by type and digests.")
+@_common
+@click.pass_context
+def stat_command(
+    ctx: click.Context, directory: str, snapshots: str | None, full: bool, as_json: bool, color: str
+) -> None:
+    """Show identity, term and vote, segments and snapshots."""
+
+    ctx.exit(stat(DataDirectory(directory, snapshots), _output(as_json, color), full))
+
+
+@log.command("diff")
+@click.argument("first", metavar="A", type=click.Path())
+@click.argument("second", metavar="B", type=click.Path())
+@_common
+@click.pass_context
+def diff_command(ctx: click.Context, first: str, second: str, as_json: bool, color: str) -> None:
+    """Find the first index at which the logs of two nodes differ.
+
+    A and B are the data directories. Exit codes: 0 equal as far as both reach, 1 they differ legally, in a tail that
+    is not committed on both sides, 2 they diverge, 3 there is nothing to compare.
+    """
+
+    ctx.exit(diff(DataDirectory(first), DataDirectory(second), _output(as_json, color)))

@@ -1,0 +1,281 @@
+"""``zconsensus log stat``: what a directory holds, from headers and seals alone unless all is to be read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from ..errors import StorageCorrupt, StorageError
+from ..raft import ENTRY_OVERHEAD, Entry, EntryKind, LogId
+from ..storage import Identity
+from ..storage.inspection import (
+    FORMAT_VERSION,
+    IDENTITY_NAME,
+    Findings,
+    LogIndex,
+    Segment,
+    SetState,
+    SnapshotFile,
+    list_segments,
+    list_snapshots,
+    read_identity,
+    scan_records,
+    verify_parts,
+    walk_entries,
+    walk_payload,
+)
+from ._directory import DataDirectory
+from ._dump import segment_fields, segment_text
+from ._exit import ExitCode
+from ._output import Output, amount, at_time
+from ._payload import describe_membership, kind_name, plain_membership
+from ._verdict import Verdict, judge, refusal, show_verdict
+
+__all__ = ["stat"]
+
+_HARD_STATE_AT = 120
+"""Where the copy of term, vote and commit stands in a segment's header."""
+_RUNS_SHOWN = 8
+_REPORT_EVERY = 4096
+
+
+def stat(directory: DataDirectory, out: Output, full: bool) -> ExitCode:
+    """Print what there is; return what an opening, or the full reading, makes of it.
+
+    :raises NoLog: if there is nothing.
+    """
+    directory.require()
+    identity, found, verdict = judge(directory)
+    _identity(directory, out, identity)
+    if found is not None:
+        try:
+            _hard_state(directory, out, found.index)
+            _log(directory, out, found.index)
+            _segments(directory, out, found)
+            if full:
+                _totals(directory, out, found.index)
+        except StorageCorrupt as error:
+            verdict = refusal(directory, error)
+    else:
+        _bare_segments(directory, out)
+    damage = _snapshots(directory, out, full)
+    if damage is not None and verdict.exit_code in (ExitCode.CLEAN, ExitCode.TORN):
+        verdict = damage
+    _other_files(directory, out, found)
+    show_verdict(out, verdict)
+    return verdict.exit_code
+
+
+def _identity(directory: DataDirectory, out: Output, identity: Identity | None) -> None:
+    if identity is None:
+        try:
+            identity = read_identity(directory.files, directory.path, None)
+        except StorageError:
+            identity = None
+    fields: dict[str, Any] = {"directory": directory.path, "running": directory.running}
+    running = {True: "running", False: "stopped", None: "not known whether it runs"}[directory.running]
+    if identity is None:
+        out.put("identity", {**fields, "identity": "bad"}, f"{out.heading('identity')} {out.bad('BAD')}, {running}")
+        return
+    cluster, incarnation = identity.cluster_id.hex(), identity.incarnation.hex()
+    fields |= {"identity": "ok", "node_id": identity.node_id, "incarnation": incarnation, "cluster_id": cluster}
+    out.put(
+        "identity",
+        {**fields, "format": FORMAT_VERSION},
+        f"{out.heading('identity')}  node {identity.node_id}, {running}\n"
+        f"  cluster      {cluster or 'none yet'}\n  incarnation  {incarnation}\n  format       {FORMAT_VERSION}",
+    )
+
+
+def _hard_state(directory: DataDirectory, out: Output, index: LogIndex) -> None:
+    path, offset, origin = _origin(directory, index.active)
+    term, vote, commit = index.state
+    file = directory.name(path)
+    fields = {"term": term, "vote": vote, "commit": commit, "file": file, "offset": offset, "from": origin}
+    out.put(
+        "hard_state",
+        fields,
+        f"{out.heading('hard state')}  term {term}, vote {vote or 'none'}, commit {commit}\n"
+        f"  from {'the segment header' if origin == 'header' else 'the record'} at offset {offset} of {file}",
+    )
+
+
+def _origin(directory: DataDirectory, active: Segment) -> tuple[str, int, str]:
+    """Return where term, vote and commit were written last."""
+    place = active.path, _HARD_STATE_AT, "header"
+    for record in scan_records(directory.files, active.path, active.header, again=directory.look_again):
+        # What a running node has appended since the log was looked at does not count.
+        if record.offset >= active.end or record.header is None or record.payload is None:
+            break
+        if record.payload and any(isinstance(each, SetState) for each in walk_payload(record.payload)):
+            place = active.path, record.offset, "record"
+    return place
+
+
+def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
+    first, last, runs = index.purged.index + 1, index.last, index.terms()
+    count = last.index - index.purged.index
+    oldest = next(walk_entries(directory.files, index, first, first), None) if count else None
+    newest = index.time_ms
+    fields = {
+        "first": first if count else None,
+        "last": _position(last),
+        "purged": _position(index.purged),
+        "entries": count,
+        "configs": len(index.configs()),
+        "committed": index.committed,
+        "terms": [list(run) for run in runs],
+        "first_time_ms": oldest.time_ms if oldest else None,
+        "last_time_ms": newest,
+    }
+    if out.as_json:
+        out.put("log", fields)
+        return
+    held = f"{amount(count, 'entry')}, {first} to {last.index}" if oldest else f"no entries after {last.index}"
+    out.text(f"{out.heading('log')}  {held}; ends in term {last.term}")
+    out.text(f"  purged     up to {index.purged.index} (term {index.purged.term})")
+    if oldest:
+        out.text(f"  time       {at_time(oldest.time_ms)} to {at_time(newest)}")
+    shown = ", ".join(f"{term} from {begin}" for begin, term in runs[-_RUNS_SHOWN:])
+    if shown:
+        earlier = f" (and {len(runs) - _RUNS_SHOWN} earlier)" if len(runs) > _RUNS_SHOWN else ""
+        out.text(f"  terms      {shown}{earlier}")
+    out.text(f"  configs    {len(index.configs())}")
+
+
+def _position(position: LogId) -> dict[str, int]:
+    return {"term": position.term, "index": position.index}
+
+
+def _segments(directory: DataDirectory, out: Output, found: Findings) -> None:
+    segments = found.index.segments
+    out.text(f"{out.heading('segments')}  {amount(len(segments), 'file')}")
+    out.text(f"  {'file':<46} {'first':>9} {'last':>9} {'entries':>9} {'used':>11} {'allocated':>11}")
+    for each in segments:
+        first, last, used = each.first, each.last, each.end + each.seal_bytes
+        count = max(0, last - first + 1)
+        name = directory.name(each.path)
+        fields = {
+            "file": name,
+            "seq": each.header.seq,
+            "first": first if count else None,
+            "last": last if count else None,
+            "entries": count,
+            "used": used,
+            "allocated": each.header.size,
+            "sealed": each.sealed,
+        }
+        shown = (first, last) if count else ("-", "-")
+        sealed = "sealed" if each.sealed else "active" if each is found.index.active else "seal missing"
+        line = f"  {name:<46} {shown[0]:>9} {shown[1]:>9} {count:>9} {used:>11} {each.header.size:>11}  {sealed}"
+        out.put("segment", fields, line)
+
+
+def _bare_segments(directory: DataDirectory, out: Output) -> None:
+    """Print what the files say of themselves, where an opening would refuse."""
+    for each in list_segments(directory.files, directory.path):
+        name = directory.name(each.path)
+        fields = {**segment_fields(each, name), "problem": each.problem}
+        problem = f"  {out.bad(each.problem)}" if each.problem else ""
+        out.put("segment_file", fields, f"{segment_text(out, each, name)}{problem}")
+
+
+def _totals(directory: DataDirectory, out: Output, index: LogIndex) -> None:
+    first, last = index.purged.index + 1, index.last.index
+    kinds: Counter[str] = Counter()
+    payload_bytes = largest = sessions = 0
+    with out.progress(max(0, last - first + 1), "reading entries") as advance:
+        entry: Entry
+        for number, entry in enumerate(walk_entries(directory.files, index, first, last), 1):
+            kinds[kind_name(entry)] += 1
+            size = len(entry.raw) - ENTRY_OVERHEAD
+            payload_bytes += size
+            largest = max(largest, size)
+            sessions += entry.session != 0
+            if number % _REPORT_EVERY == 0:
+                advance(_REPORT_EVERY)
+    by_type = {kind.name.lower(): kinds[kind.name.lower()] for kind in EntryKind}
+    fields = {**by_type, "in_sessions": sessions, "payload_bytes": payload_bytes, "largest_payload": largest}
+    listed = ", ".join(f"{count:,} {kind}" for kind, count in by_type.items())
+    out.put(
+        "totals",
+        fields,
+        f"{out.heading('totals')}  {listed}\n  payload    {payload_bytes:,} bytes, the largest {largest:,}; "
+        f"{sessions:,} entries in client sessions",
+    )
+
+
+def _snapshots(directory: DataDirectory, out: Output, full: bool) -> Verdict | None:
+    """Print the snapshots; return what damage of one comes to."""
+    snapshots, _ = list_snapshots(directory.files, directory.snapshots)
+    out.text(f"{out.heading('snapshots')}  {len(snapshots) or 'none'}")
+    worst: Verdict | None = None
+    for each in snapshots:
+        damage, checked = each.damage, False
+        if full and each.manifest is not None:
+            damage, checked = _verified(directory, out, each), True
+        if damage is not None:
+            worst = refusal(directory, damage)
+        _snapshot(directory, out, each, damage, checked)
+    return worst
+
+
+def _verified(directory: DataDirectory, out: Output, each: SnapshotFile) -> StorageCorrupt | None:
+    assert each.manifest is not None
+    try:
+        with out.progress(each.manifest.size, "reading snapshot") as advance:
+            for size in verify_parts(directory.files, each):
+                advance(size)
+    except StorageCorrupt as error:
+        return None if directory.is_gone(each.path) else error
+    return None
+
+
+def _snapshot(
+    directory: DataDirectory, out: Output, each: SnapshotFile, damage: StorageCorrupt | None, checked: bool
+) -> None:
+    digest = "bad" if damage is not None else "ok" if checked else "unverified"
+    fields: dict[str, Any] = {"directory": directory.name(each.path), "digest": digest}
+    if damage is not None:
+        fields["problem"] = str(damage)
+    if each.position is not None:
+        fields |= {"index": each.position.index, "term": each.position.term}
+    line = f"  {directory.name(each.path)}"
+    if each.manifest is not None:
+        manifest, point = each.manifest, each.manifest.point
+        fields |= {
+            "bytes": manifest.size,
+            "parts": len(manifest.parts),
+            "time_ms": point.time_ms,
+            "installed": manifest.installed,
+            "membership": plain_membership(point.membership),
+        }
+        line += f"  {manifest.size:,} bytes in {amount(len(manifest.parts), 'part')}, {at_time(point.time_ms)}"
+        line += ", from a leader" if manifest.installed else ""
+    shown = out.bad(f"BAD: {damage}") if damage is not None else out.good("OK") if checked else "unverified"
+    line += f"; digest {shown}"
+    if each.manifest is not None:
+        line += f"\n    {describe_membership(each.manifest.point.membership)}"
+    out.put("snapshot", fields, line)
+
+
+def _other_files(directory: DataDirectory, out: Output, found: Findings | None) -> None:
+    files, layout = directory.files, directory.layout
+    reserve = files.size(layout.reserve) if files.exists(layout.reserve) else 0
+    out.put(
+        "reserve",
+        {"bytes": reserve},
+        f"{out.heading('reserve')}  {amount(reserve, 'byte') if reserve else out.warning('none: the disk was full')}",
+    )
+    for name in files.list(layout.quarantine) if files.exists(layout.quarantine) else ():
+        path = f"{layout.quarantine}/{name}"
+        size = files.size(path)
+        out.put(
+            "quarantine", {"file": directory.name(path), "bytes": size}, f"  {directory.name(path)}  {size:,} bytes"
+        )
+    leftovers = [*(found.leftovers if found is not None else ()), *list_snapshots(files, directory.snapshots)[1]]
+    if files.exists(f"{layout.directory}/{IDENTITY_NAME}.tmp"):
+        leftovers.append(f"{layout.directory}/{IDENTITY_NAME}.tmp")
+    for path in leftovers:
+        name = directory.name(path)
+        out.put("leftover", {"file": name}, out.faint(f"  {name}: in the making, or left by a crash"))

@@ -1,0 +1,240 @@
+"""``zconsensus log verify``: everything is read and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from ..errors import StorageCorrupt, StorageError, StorageFailed
+from ..raft import Membership
+from ..storage import Manifest
+from ..storage.inspection import (
+    Findings,
+    LogIndex,
+    SegmentHeader,
+    SnapshotFile,
+    full_replay,
+    list_segments,
+    list_snapshots,
+    log_must_yield,
+    start_of,
+    verify_parts,
+    walk_entries,
+)
+from ._directory import DataDirectory
+from ._exit import ExitCode
+from ._output import Output, amount
+from ._verdict import Verdict, judge, refusal, show_verdict
+
+__all__ = ["verify"]
+
+_UNREAD = (
+    "A start of the node does not read this, and succeeds; the node stops when it reads it. Bring the member back "
+    "under a new id with an empty directory, while the others are well."
+)
+_SNAPSHOT_ADVICE = (
+    "Remove the member from the cluster and let it come back under a new id, with an empty directory. Or move the "
+    "damaged snapshot out of the directory: the node then starts from the one before, if the log reaches back to it, "
+    "and refuses if there is a gap."
+)
+
+
+def verify(directory: DataDirectory, out: Output) -> ExitCode:
+    """Check all there is; return the worst that was found.
+
+    :raises NoLog: if there is nothing.
+    """
+    directory.require()
+    return _Verification(directory, out).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A segment that is to be verified.
+
+    :param following: the next segment's header; None if it is the newest.
+    """
+
+    path: str
+    header: SegmentHeader
+    following: SegmentHeader | None
+
+
+class _Verification:
+    def __init__(self, directory: DataDirectory, out: Output) -> None:
+        self._directory = directory
+        self._out = out
+        self._seen: set[tuple[str, int]] = set()
+        self._worst: Verdict | None = None
+        self._checked = 0
+        self._refused = False
+        self._broken_snapshots = False
+
+    def run(self) -> ExitCode:
+        """Check the log, then the snapshots, then whether they fit each other."""
+        identity, found, opening = judge(self._directory)
+        if identity is not None:
+            self._good(
+                "identity", "identity", f"node {identity.node_id}, cluster {identity.cluster_id.hex() or 'none'}"
+            )
+        self._refused = found is None
+        if opening.exit_code is not ExitCode.CLEAN:
+            self._finding(opening)
+        else:
+            self._good("opening", "wal", "a start of the node would succeed")
+        intact = self._segments(self._parts(found))
+        if found is not None and intact:
+            self._configurations(found.index)
+        manifest = self._snapshots()
+        if found is not None:
+            self._fit(found, manifest)
+        verdict = self._worst or opening
+        show_verdict(self._out, verdict, findings=len(self._seen), checked=self._checked)
+        return verdict.exit_code
+
+    def _good(self, what: str, file: str, detail: str) -> None:
+        self._checked += 1
+        fields = {"what": what, "file": file, "ok": True, "detail": detail}
+        self._out.put("check", fields, lambda: f"{self._out.good('OK ')} {file}  {detail}")
+
+    def _finding(self, verdict: Verdict) -> None:
+        """Report something that is wrong, once."""
+        place = verdict.file, -1 if verdict.offset is None else verdict.offset
+        if place in self._seen:
+            return
+        self._seen.add(place)
+        if self._worst is None or verdict.exit_code > self._worst.exit_code:
+            self._worst = verdict
+        fields = {
+            "verdict": verdict.verdict,
+            "file": verdict.file,
+            "offset": verdict.offset,
+            "rule": verdict.rule,
+            "first_index": verdict.first_index,
+            "last_index": verdict.last_index,
+        }
+        mark = self._out.warning("TORN") if verdict.exit_code is ExitCode.TORN else self._out.bad("BAD")
+        self._out.put("finding", fields, f"{mark} {verdict.file}  at offset {verdict.offset}: {verdict.rule}")
+
+    # The log
+
+    def _parts(self, found: Findings | None) -> list[_Part]:
+        """Return the segments that an opening does not read in full; all, if it would refuse."""
+        if found is None:
+            listed = [each for each in list_segments(self._directory.files, self._directory.path) if each.header]
+            headers = [(each.path, each.header) for each in listed if each.header is not None]
+        else:
+            headers = [(each.path, each.header) for each in found.index.segments]
+        parts = []
+        for at, (path, header) in enumerate(headers):
+            following = headers[at + 1][1] if at + 1 < len(headers) else None
+            if following is not None and following.seq != header.seq + 1:
+                following = None
+            parts.append(_Part(path, header, following))
+        if found is not None:
+            # The opening replays the newest, and one that has yet to get its seal.
+            unsealed = found.unsealed[0].path if found.unsealed is not None else ""
+            for part in parts:
+                if part.following is None or part.path == unsealed:
+                    self._good("segment", self._directory.name(part.path), "read by the opening, all records")
+            parts = [part for part in parts if part.following is not None and part.path != unsealed]
+        return parts
+
+    def _segments(self, parts: list[_Part]) -> bool:
+        before: LogIndex | None = None
+        intact = True
+        with self._out.progress(sum(part.header.size for part in parts), "verifying segments") as advance:
+            for part in parts:
+                before = self._segment(part, before)
+                intact = intact and before is not None
+                advance(part.header.size)
+        return intact
+
+    def _segment(self, part: _Part, before: LogIndex | None) -> LogIndex | None:
+        name = self._directory.name(part.path)
+        try:
+            index, tail = full_replay(self._directory.files, part.path, part.header, part.following, before)
+        except StorageCorrupt as error:
+            verdict = refusal(self._directory, error)
+            self._finding(verdict if self._refused else replace(verdict, opening="opens", advice=_UNREAD))
+            return None
+        except StorageFailed:
+            if not self._directory.is_gone(part.path):
+                raise
+            self._out.note(f"{name} was purged meanwhile")
+            return None
+        if not tail.torn_end:
+            self._good("segment", name, f"all records, log ends at {index.last.index}")
+        return index
+
+    def _configurations(self, index: LogIndex) -> None:
+        """Decode every configuration: the node does when it starts."""
+        count = 0
+        for at in index.configs():
+            for entry in walk_entries(self._directory.files, index, at, at):
+                try:
+                    Membership.decode(entry.payload)
+                except ValueError as error:
+                    segment = index.find(at)
+                    path = segment.path if segment is not None else self._directory.layout.wal
+                    reason = f"the configuration in entry {at} is none: {error}"
+                    self._finding(refusal(self._directory, StorageCorrupt(path, 0, reason, at, at)))
+                else:
+                    count += 1
+        self._good("configurations", "wal", f"{amount(count, 'configuration')} decoded")
+
+    # Snapshots
+
+    def _snapshots(self) -> Manifest | None:
+        """Verify all snapshots; return the newest one's manifest, if it is good."""
+        newest: Manifest | None = None
+        snapshots, _ = list_snapshots(self._directory.files, self._directory.snapshots)
+        for at, each in enumerate(snapshots):
+            is_newest = at == len(snapshots) - 1
+            damage = each.damage or self._read_parts(each)
+            if damage is None:
+                newest = each.manifest if is_newest else None
+                continue
+            verdict = replace(refusal(self._directory, damage), advice=_SNAPSHOT_ADVICE)
+            # Only the newest is opened; but a name that is none may be a snapshot's.
+            self._finding(verdict if is_newest or each.position is None else replace(verdict, opening="opens"))
+        self._broken_snapshots = bool(snapshots) and newest is None
+        return newest
+
+    def _read_parts(self, each: SnapshotFile) -> StorageCorrupt | None:
+        assert each.manifest is not None
+        try:
+            with self._out.progress(each.manifest.size, "verifying snapshot") as advance:
+                self._drain(verify_parts(self._directory.files, each), advance)
+        except StorageError as error:
+            if self._directory.is_gone(each.path):
+                self._out.note(f"{self._directory.name(each.path)} was removed meanwhile")
+                return None
+            if isinstance(error, StorageCorrupt):
+                return error
+            raise
+        detail = f"manifest and {amount(len(each.manifest.parts), 'part')}, {each.manifest.size:,} bytes"
+        self._good("snapshot", self._directory.name(each.path), detail)
+        return None
+
+    @staticmethod
+    def _drain(sizes: Iterator[int], advance: Callable[[int], None]) -> None:
+        for size in sizes:
+            advance(size)
+
+    def _fit(self, found: Findings, manifest: Manifest | None) -> None:
+        """See whether the log continues the newest snapshot."""
+        if self._broken_snapshots:
+            return
+        try:
+            yields = log_must_yield(start_of(found.index), manifest)
+        except StorageCorrupt as error:
+            self._finding(refusal(self._directory, error))
+            return
+        if manifest is None:
+            detail = "no snapshot, and the log begins with entry 1"
+        elif yields:
+            detail = f"the log ends before the installed snapshot {manifest.point.last}; a start resets it to that"
+        else:
+            detail = f"the log continues the snapshot at {manifest.point.last.index}"
+        self._good("log and snapshot", "snap", detail)
