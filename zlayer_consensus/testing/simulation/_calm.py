@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["converge"]
 
 _ELECTIONS = 20
+_PATIENCE = 5
 _ENTRY_BYTES = 100
 
 
@@ -60,15 +61,13 @@ class _Calm:
         """Choose the quorum; return whether there is one."""
         world, random = self._world, self._random
         lost = world.quorums.lost
-        intact = [
-            h for h in world.hosts.values() if not h.gone and h.attic is None and h.node_id not in lost
-        ]
+        intact = [h for h in world.hosts.values() if not h.gone and h.attic is None and h.node_id not in lost]
         committed = world.quorums.committed()
         if not committed.members:
             core = {host.node_id for host in intact if host.founder}
         else:
-            known = {node_id for config in world.quorums.possible() for node_id in config.members}
-            core = {host.node_id for host in intact if host.node_id in known}
+            # Who is no member yet may become one by a change that is under way.
+            core = {host.node_id for host in intact if host.node_id not in committed.tombstones}
             if not self._suffices(core):
                 world.count("unrecoverable")
                 return False
@@ -201,9 +200,9 @@ class _Calm:
 
     def _metrics(self) -> list[Metrics]:
         """Look at the nodes of the quorum that are still members."""
+        members = self._world.quorums.committed().members
         found = [process.node.metrics() for process in self._processes() if not process.stopped]
-        tombstones = {i for m in found for i in m.membership.tombstones}
-        return [m for m in found if m.node_id not in tombstones]
+        return [m for m in found if m.node_id in members]
 
     def missing(self) -> str:
         """Say why the quorum is not at rest; empty if it is."""
@@ -223,12 +222,14 @@ class _Calm:
         ]
         if wrong:
             return "leader, term, last, commit, applied: " + "; ".join(wrong)
-        gone = world.quorums.committed().tombstones
-        down = world.core - gone - {m.node_id for m in seen}
+        here = {m.node_id for m in seen}
+        down = (world.core & set(world.quorums.committed().members)) - here
         if down or not leader.ready or leader.membership.joint:
             return f"down: {sorted(down)}, ready: {leader.ready}, joint: {leader.membership.joint}"
         alarmed = [peer for peer, p in leader.replication.items() if p.alarmed and peer in world.core]
-        machines = {(p.machine.index, p.machine.count, p.machine.digest) for p in self._processes() if not p.stopped}
+        machines = {
+            (p.machine.index, p.machine.count, p.machine.digest) for p in self._processes() if p.host.node_id in here
+        }
         if alarmed or len(machines) != 1:
             return f"alarms: {alarmed}, states: {sorted(machines)}"
         waiting = [what for what, process in world.asked.values() if process.alive and process in self._processes()]
@@ -236,13 +237,16 @@ class _Calm:
 
     def _proposal(self, end: float) -> None:
         """Something new must be possible, and read everywhere."""
-        processes = [p for p in self._processes() if not p.stopped]
+        members = self._world.quorums.committed().members
+        processes = [p for p in self._processes() if p.host.node_id in members]
         writer = self._random.choice(processes)
+        patience = _PATIENCE * self._config.election_timeout_max
         if not self._config.forward_proposals:
             writer = next(p for p in processes if p.host.node_id == self._leader()[0])
-        self._do(writer, end, "a proposal", writer.node.register_session)
+        self._do(writer, end, "a proposal", lambda: writer.node.register_session(timeout=patience))
         for process in processes:
-            self._do(process, end, "a read", process.node.ensure_linearizable)
+            read = process.node.ensure_linearizable
+            self._do(process, end, "a read", lambda read=read: read(patience))
 
     def _do(self, process: Process, end: float, what: str, call: Callable[[], Deferred[Any]]) -> None:
         world = self._world
@@ -253,7 +257,9 @@ class _Calm:
 
         process.clock.enter(enter)
         timeline = world.timeline
-        timeline.run(max(end, timeline.now) + self._config.proposal_timeout, lambda: bool(done), 0.01)
+        timeline.run(
+            max(end, timeline.now) + 2 * _PATIENCE * self._config.election_timeout_max, lambda: bool(done), 0.01
+        )
         result = done[0] if done else None
         error = result.value if isinstance(result, Failure) else None
         if not done or (error is not None and getattr(error, "code", "") != "proposal_too_large"):

@@ -45,7 +45,7 @@ def _ask(world: World, random: Random, what: str, call: Callable[[ConsensusNode]
         assert process is not None
         host = process.host
         world.trace("ask", f"node {host.node_id}: {what}")
-        process.clock.enter(lambda: world.ask(host, what, call(process.node)))
+        process.clock.enter(lambda: world.ask(process, what, call(process.node)))
 
 
 def _patience(world: World, random: Random) -> float:

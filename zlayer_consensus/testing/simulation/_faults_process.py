@@ -172,7 +172,7 @@ def shut_down(world: World, host: Host) -> None:
     if process is not None:
         # A stalled disk makes it give up.
         host.expects.add("storage_failed")
-        process.clock.enter(lambda: world.ask(host, "shutdown", process.node.shutdown()))
+        process.clock.enter(lambda: world.ask(process, "shutdown", process.node.shutdown()))
 
 
 def clock_rate(world: World, random: Random) -> None:

@@ -77,7 +77,7 @@ class Knobs:
             tail_bytes=choice((0, 500, 1 << 20)),
             part_bytes=random.choices((1, 50, 500, 1 << 20), (1 if quick else 0, 2, 4, 4))[0],
             snapshots_kept=choice((1, 2, 3)),
-            idle_seconds=choice((0.0, 0.001, 0.1, 1.0)),
+            idle_seconds=choice((unit / 50, 0.1, 1.0)),
             drift=choice((0.0, 0.0, 0.01, 0.1)),
             wall_clock_jumps=random.choices(((0.0,), (0.0, -5.0, 5.0), (-86_400.0, 86_400.0)), (4, 2, 1))[0],
             delay=(0.0, unit * delay),
@@ -89,8 +89,9 @@ class Knobs:
             clients=random.randint(1, 6),
             keys=random.randint(1, 5),
             think_time=unit * uniform(0.02, 0.6),
-            duration=unit * uniform(15, 45),
-            early_faults=random.random() < 0.2,
+            duration=unit * uniform(20, 50),
+            # To begin takes up to a second, however short the time-outs are.
+            early_faults=shortest >= 150 and random.random() < 0.25,
         )
 
 
@@ -152,8 +153,9 @@ class Plan:
         kinds = {name: weight * random.choice((0, 0, 0.3, 1, 3)) for name, weight in KINDS.items()}
         if not any(kinds.values()):
             kinds = dict(KINDS)
+        most = max(4, min(25, int(knobs.duration / knobs.config.election_timeout_max)))
         names, weights = list(kinds), list(kinds.values())
-        times = _times(random, knobs.duration, random.randint(3, 25))
+        times = _times(random, knobs.duration, random.randint(3, most))
         faults = [Fault(at, random.choices(names, weights)[0], random.getrandbits(32)) for at in times]
         return cls(seed, knobs, tuple(faults))
 

@@ -160,11 +160,10 @@ class World:
         hosts = [host for host in self.hosts.values() if (host.process is not None) is alive and not host.gone]
         return random.choice(hosts) if hosts else None
 
-    def ask(self, host: Host, what: str, waiting: Deferred[Any]) -> None:
+    def ask(self, process: Process, what: str, waiting: Deferred[Any]) -> None:
         """Wait for an administrative operation; that it ends is checked in the end, how is only counted."""
-        assert host.process is not None
         number = len(self.asked) + self.asked_before
-        self.asked[number] = (what, host.process)
+        self.asked[number] = (what, process)
 
         def ended(result: Any) -> None:
             del self.asked[number]
