@@ -94,6 +94,7 @@ class Application:
     :param model: checks the history of the actions that have records; see
         :mod:`zlayer_consensus.testing.linearizability`. None: no history is kept.
     :param attach: called with each new state machine and the node that runs it, for a machine that needs its node.
+        Those that are made to compare results have none.
     """
 
     def __init__(

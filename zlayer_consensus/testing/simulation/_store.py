@@ -1,4 +1,4 @@
-"""The application that is simulated by default: the key-value store, with a command more that appends."""
+"""The application that is simulated by default: the key-value store, with commands that append, and with tags."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ from ...storage import ApplyContext
 from ..linearizability import VersionedRegister
 from ._application import Action, Propose, Query, Record
 
-__all__ = ["TYPES", "AppendingStore", "actions", "encode_append", "model", "read"]
+__all__ = ["TYPES", "AppendingStore", "actions", "encode_append", "encode_tagged", "model", "read"]
 
 _APPEND = b"+"
-"""No command of the store starts so: theirs are CBOR lists."""
+_TAG = b"#"
+"""No command of the store starts with one of these: theirs are CBOR lists."""
 
 
 def encode_append(key: bytes, suffix: bytes) -> bytes:
@@ -36,11 +37,18 @@ def encode_append(key: bytes, suffix: bytes) -> bytes:
     return _APPEND + bytes([len(key)]) + key + suffix
 
 
+def encode_tagged(tag: bytes, command: bytes) -> bytes:
+    """Return a request that does the same as another one, and is told from it."""
+    return _TAG + bytes([len(tag)]) + tag + command
+
+
 class AppendingStore(KeyValueMachine):
-    """The shipped store, with a command that appends, by the store's own put."""
+    """The shipped store, with a command that appends, by the store's own put; and commands may have a tag."""
 
     def apply(self, command: bytes, context: ApplyContext) -> list[Any]:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.apply`."""
+        if command[:1] == _TAG:
+            command = command[2 + command[1] :]
         if command[:1] == _APPEND:
             end = 2 + command[1]
             key = command[2:end]
@@ -92,9 +100,12 @@ class _Clients:
 
     def _token(self, random: Random, client: int) -> bytes:
         """Return a value that no other command has."""
-        self._count += 1
-        token = b"%d.%d " % (client, self._count)
+        token = self._tag(client)
         return token.ljust(random.choice((30, 300, 3000)), b"-") if random.random() < 0.1 else token
+
+    def _tag(self, client: int) -> bytes:
+        self._count += 1
+        return b"%d.%d " % (client, self._count)
 
     def _learn(self, key: bytes, found: KeyValue | None) -> None:
         known = self._known.get(key)
@@ -112,7 +123,8 @@ class _Clients:
         return Propose(encode_append(key, suffix), "append", (Record("append", key, suffix),), _decoded)
 
     def _delete(self, random: Random, key: bytes, client: int) -> Action:
-        return Propose(encode(Delete(key)), "delete", (Record("delete", key),), _decoded)
+        request = encode_tagged(self._tag(client), encode(Delete(key)))
+        return Propose(request, "delete", (Record("delete", key),), _decoded)
 
     def _get(self, random: Random, key: bytes, client: int) -> Action:
         return Query(
@@ -123,7 +135,8 @@ class _Clients:
         )
 
     def _get_by_log(self, random: Random, key: bytes, client: int) -> Action:
-        return Propose(encode(Range(key)), "get by log", (Record("get", key),), _decoded)
+        request = encode_tagged(self._tag(client), encode(Range(key)))
+        return Propose(request, "get by log", (Record("get", key),), _decoded)
 
     def _swap_value(self, random: Random, key: bytes, client: int) -> Action:
         known, new = self._known.get(key), self._token(random, client)

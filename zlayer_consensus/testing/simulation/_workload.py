@@ -157,19 +157,15 @@ class Workload:
         attempt.open -= 1
         if not attempt.open:
             self._waiting.pop(attempt, None)
-            if attempt.timer is not None and attempt.timer.active() and not self._is_patient(attempt):
-                attempt.timer.cancel()
         if not attempt.process.alive:
-            return
+            return  # the client hears nothing of it, until it loses its patience
+        # Where answers get lost on their way, patience is still needed.
+        if not attempt.open and not task.client.loses and attempt.timer is not None and attempt.timer.active():
+            attempt.timer.cancel()
         try:
             self._judge(result, task, attempt)
         except Exception:
             self.world.broken(Failure())
-
-    @staticmethod
-    def _is_patient(attempt: Attempt) -> bool:
-        """Whether the client may go on waiting because an answer gets lost on its way."""
-        return attempt.tasks[0].client.loses > 0
 
     def _judge(self, result: Any, task: Task, attempt: Attempt) -> None:
         kind, code, leader = "ok", "", None
