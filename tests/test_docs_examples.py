@@ -30,3 +30,15 @@ class ThreeCoresTests(SynchronousTestCase):
     def test_the_documentation_shows_it(self) -> None:
         page = (EXAMPLES.parent / "core.rst").read_text(encoding="utf-8")
         self.assertIn(".. literalinclude:: examples/three_cores.py", page)
+
+
+class SimulationTests(SynchronousTestCase):
+    def test_the_seats_are_right(self) -> None:
+        """The application passes, and something happens to it."""
+        names = runpy.run_path(str(EXAMPLES / "simulation.py"))
+        report = names["simulate"](names["application"], seeds=range(1, 5))
+        self.assertGreaterEqual(report.verdicts["passed"], 3)
+
+    def test_the_documentation_shows_it(self) -> None:
+        page = (EXAMPLES.parent / "simulation.rst").read_text(encoding="utf-8")
+        self.assertIn(".. literalinclude:: examples/simulation.py", page)

@@ -131,7 +131,10 @@ class ApplicationTests(SynchronousTestCase):
 
     def failure(self, machine: type[Totals], **application: Any) -> SimulationFailed:
         whole = Application(machine, commands=add, **application)
-        return self.assertRaises(SimulationFailed, simulate, whole, seeds=self.SEEDS, shrink_seconds=2.0)
+        failed: SimulationFailed = self.assertRaises(
+            SimulationFailed, simulate, whole, seeds=self.SEEDS, shrink_seconds=2.0
+        )
+        return failed
 
     def invariant(self, machine: type[Totals], **application: Any) -> str:
         outcome = self.failure(machine, **application).outcome
