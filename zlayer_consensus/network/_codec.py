@@ -122,27 +122,39 @@ def decode_reply(
 
 
 _ENDPOINT_OF_REPLY = {endpoint.reply.message: endpoint for endpoint in ENDPOINTS.values()}
+_FIELD_NAMES = {
+    schema.name: frozenset(key for key, _ in schema.fields)
+    for endpoint in ENDPOINTS.values()
+    for schema in (endpoint.request, endpoint.reply)
+}
+_SORTED_FIELDS = {
+    schema.name: sorted(schema.fields, key=lambda item: (len(item[0]), item[0]))
+    for endpoint in ENDPOINTS.values()
+    for schema in (endpoint.request, endpoint.reply)
+}
 
 
 def _encode(
     schema: MessageSchema, cluster_id: bytes, ends: tuple[list[Any], list[Any]], message: Any, rpc: int, version: int
 ) -> bytes:
     fields = {}
-    for name, field in schema.fields:
+    for name, field in _SORTED_FIELDS[schema.name]:
         value = getattr(message, name)
         fields[name] = field.write(value) if field.write is not None else value
     if schema.message is AppendRequest:
         fields["entries"] = pack_entries(message.entries)
+    # The keys stand in their canonical order already: to let the encoder sort them takes three times as long.
     return _cbor.dumps(
         {
-            "protocol": version,
-            "cluster": cluster_id,
-            "from": ends[0],
             "to": ends[1],
             "rpc": rpc,
-            "type": schema.name,
             "body": fields,
-        }
+            "from": ends[0],
+            "type": schema.name,
+            "cluster": cluster_id,
+            "protocol": version,
+        },
+        canonical=False,
     )
 
 
@@ -207,7 +219,7 @@ def _read(name: str, key: str, field: Field, value: Any) -> Any:
 def _message(schema: MessageSchema, plain: Any) -> Any:
     """Build the message from the inner map."""
     name = schema.name
-    _check_keys(name, plain, {key for key, _ in schema.fields})
+    _check_keys(name, plain, _FIELD_NAMES[name])
     values = [_read(name, key, field, plain[key]) for key, field in schema.fields]
     if schema.message is AppendRequest:
         term, _stream, _seq, prev, packed, _commit = values
