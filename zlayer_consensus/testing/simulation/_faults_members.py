@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 
+from ...errors import MembershipRefused, NotLeader, TransferInProgress
 from ...node import ConsensusNode
 from ._faults_process import keep, shut_down
 from ._host import Host
@@ -33,23 +36,39 @@ __all__ = [
 _MOST_HOSTS = 9
 
 
-def _ask(world: World, random: Random, what: str, call: Callable[[ConsensusNode], Deferred[Any]]) -> None:
-    """Ask a node that is awake."""
+def _ask(
+    world: World,
+    random: Random,
+    what: str,
+    call: Callable[[ConsensusNode], Deferred[Any]],
+    then: Callable[[BaseException | None], object] = lambda _: None,
+) -> None:
+    """Ask a node that is awake, the leader's most often.
+
+    :param then: called with the error, or None.
+    """
     hosts = [
         host
         for host in world.hosts.values()
         if host.awake and host.process is not None and host.process.ready and not host.process.stopped
     ]
-    if hosts:
-        process = random.choice(hosts).process
-        assert process is not None
-        host = process.host
-        world.trace("ask", f"node {host.node_id}: {what}")
-        process.clock.enter(lambda: world.ask(process, what, call(process.node)))
+    if not hosts:
+        return
+    leaders = [host for host in world.leaders() if host in hosts]
+    host = leaders[0] if leaders and random.random() < 0.6 else random.choice(hosts)
+    process = host.process
+    assert process is not None
+
+    def ended(result: Any) -> Any:
+        then(result.value if isinstance(result, Failure) else None)
+        return result
+
+    world.trace("ask", f"node {host.node_id}: {what}")
+    process.clock.enter(lambda: world.ask(process, what, call(process.node).addBoth(ended)))
 
 
 def _patience(world: World, random: Random) -> float:
-    return world.plan.knobs.config.election_timeout_max * random.choice((1.0, 3.0, 10.0))
+    return world.plan.knobs.config.election_timeout_max * random.choice((1.0, 3.0, 6.0))
 
 
 def _operate(
@@ -58,17 +77,25 @@ def _operate(
     what: str,
     change: Change,
     call: Callable[[ConsensusNode, float], Deferred[Any]],
-) -> bool:
+    tries: int = 4,
+) -> None:
     """Ask for a change that leaves a quorum of intact disks, whatever comes of it and of those under way."""
-    if not world.quorums.committed().voters or world.quorums.busy():
-        return False
-    if not world.quorums.stand(set(world.quorums.lost), change):
-        return False
+    quorums = world.quorums
+    if not quorums.committed().voters or quorums.busy() or not quorums.stand(set(quorums.lost), change):
+        return
     seconds = _patience(world, random)
+    # Each try is a change of its own, though it is the same.
+    mine = functools.partial(change)
     # Forwarded late, by a clock that is slow, it may begin late.
-    world.quorums.changing(change, 3 * seconds + 2 * world.plan.knobs.straggle_delay)
-    _ask(world, random, what, lambda node: call(node, seconds))
-    return True
+    quorums.changing(mine, 2 * seconds + 2 * world.plan.knobs.straggle_delay)
+
+    def ended(error: BaseException | None) -> None:
+        if error is None or isinstance(error, NotLeader | MembershipRefused | TransferInProgress):
+            quorums.changed(mine)
+        if error is not None and tries > 1:
+            world.later(world.span(random), _operate, world, random, what, change, call, tries - 1)
+
+    _ask(world, random, what, lambda node: call(node, seconds), ended)
 
 
 def _newcomer(world: World, random: Random) -> Host | None:

@@ -26,7 +26,7 @@ __all__ = [
     "wall_clock",
 ]
 
-_SHORT_LISTS = (("write",), ("sync",), ("rename",), ("remove",), ("sync_dir",), ("create",))
+_SHORT_LISTS = (("write",), ("sync",), ("sync",), ("sync",), ("rename",), ("remove",), ("sync_dir",), ("create",))
 
 
 def keep(random: Random) -> Keep:
@@ -46,10 +46,10 @@ def _die(world: World, host: Host, random: Random) -> None:
     """Let a process die: alone, or with its machine, or first the one and then the other."""
     way = random.random()
     world.trace("dies", f"node {host.node_id}")
-    if way < 0.4:
+    if way < 0.25:
         world.count("crash")
         host.kill()
-    elif way < 0.8:
+    elif way < 0.75:
         host.kill(keep(random))
     else:
         world.count("crash")

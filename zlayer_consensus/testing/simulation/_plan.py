@@ -89,7 +89,7 @@ class Knobs:
             clients=random.randint(1, 6),
             keys=random.randint(1, 5),
             think_time=unit * uniform(0.02, 0.6),
-            duration=unit * uniform(20, 50),
+            duration=unit * uniform(15, 40),
             # To begin takes up to a second, however short the time-outs are.
             early_faults=shortest >= 150 and random.random() < 0.25,
         )
@@ -118,7 +118,9 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         replication_lag_threshold=choice((0, 3, 1000)),
         rpc_timeout=max(0.001, bulk),
         snapshot_timeout=bulk * choice((1, 5)) * (4 if profile == "wan" else 1),
-        snapshot_chunk_bytes=choice((1, 20, 300, 1 << 18)) if quick else choice((300, 1 << 18)),
+        snapshot_chunk_bytes=(
+            random.choices((1, 20, 300, 1 << 18), (0.1, 1, 2, 3))[0] if quick else choice((300, 1 << 18))
+        ),
         proposal_timeout=unit_ms / 1000 * choice((1, 4)),
         max_proposal_bytes=largest,
         max_pending_proposals=random.choices((1, 3, 20_000), (1, 2, 4))[0],

@@ -45,6 +45,10 @@ class Quorums:
         """Take note of an operation that may be carried out within so many seconds."""
         self._changes.append((self._world.timeline.now + seconds, change))
 
+    def changed(self, change: Change) -> None:
+        """It is done, or never will be."""
+        self._changes = [each for each in self._changes if each[1] is not change]
+
     def busy(self) -> bool:
         """Say whether so many operations may be under way that one more would be too many to think through."""
         now = self._world.timeline.now
