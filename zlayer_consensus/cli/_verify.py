@@ -17,6 +17,7 @@ from ..storage.inspection import (
     list_segments,
     list_snapshots,
     log_must_yield,
+    scan_records,
     start_of,
     verify_parts,
     walk_entries,
@@ -130,6 +131,8 @@ class _Verification:
             following = headers[at + 1][1] if at + 1 < len(headers) else None
             if following is not None and following.seq != header.seq + 1:
                 following = None
+            if found is None and following is not None and self._awaits_seal(headers, at):
+                following = None
             parts.append(_Part(path, header, following))
         if found is not None:
             # The opening replays the newest, and one that has yet to get its seal.
@@ -139,6 +142,11 @@ class _Verification:
                     self._good("segment", self._directory.name(part.path), "read by the opening, all records")
             parts = [part for part in parts if part.following is not None and part.path != unsealed]
         return parts
+
+    def _awaits_seal(self, headers: list[tuple[str, SegmentHeader]], at: int) -> bool:
+        """Say whether a segment may legally lack its seal: its successor, the newest, was never written to."""
+        path, header = headers[at + 1]
+        return at + 2 == len(headers) and next(scan_records(self._directory.files, path, header), None) is None
 
     def _segments(self, parts: list[_Part]) -> bool:
         before: LogIndex | None = None
