@@ -178,7 +178,7 @@ class RecordTests(SynchronousTestCase):
     def test_what_the_introduction_names_is_there(self) -> None:
         introduction = self.page.partition(".. list-table::")[0]
         modules = re.findall(rf"``{re.escape(PYTHON)} -m ([\w.]+)", introduction)
-        self.assertEqual(modules, ["zlayer_consensus.testing.simulate", "tests.mutants"])
+        self.assertEqual(modules, ["tests.exhaustive", "zlayer_consensus.testing.simulate", "tests.mutants"])
         for module in modules:
             self.assertIsNotNone(find_spec(module), module)
         targets = set(re.findall(r"``make (\w+)", introduction))
