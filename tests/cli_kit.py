@@ -41,9 +41,7 @@ def noop(index: int, term: int = 1) -> Entry:
     return Entry.make(index, term, EntryKind.NOOP, b"", START_MS + index)
 
 
-def open_log(
-    directory: Path, node_id: int = 1, cluster: bytes = CLUSTER, segment_bytes: int = 16 << 10
-) -> FileLogStore:
+def open_log(directory: Path, node_id: int = 1, cluster: bytes = CLUSTER, size: int = 16 << 10) -> FileLogStore:
     """Opens a log on the real file system; a new one joins the cluster. Calls complete at once.
 
     ``size`` is the segments'.

@@ -231,8 +231,8 @@ class ManyEntriesTests(CliTestCase):
         """More than 12 MiB of entries pass through; what is kept is pieces of files, and a little of each segment."""
         log = open_log(self.data, size=1 << 20)
         other = open_log(self.root / "node-2", 2, size=1 << 20)
-        for first in range(1, 6001, 40):
-            entries = [put(index, value=b"%d " % index * 500) for index in range(first, first + 40)]
+        for first in range(1, 1201, 40):
+            entries = [put(index, value=b"%d " % index * 2500) for index in range(first, first + 40)]
             for each in (log, other):
                 write(each, *entries, commit=first - 1)
         result(log.close())
