@@ -97,7 +97,7 @@ class VerdictTests(SynchronousTestCase):
                 self.timeline.run(10.0)
 
         self.patch(_run, "World", Rigged)
-        self.patch(_run, "_enough", lambda _world: enough)
+        self.patch(_run, "_shortage", lambda _world: "" if enough else "nothing was written")
         before = list(globalLogPublisher._observers)
         outcome = run_plan(Plan.draw(1))
         self.assertEqual(globalLogPublisher._observers, before)

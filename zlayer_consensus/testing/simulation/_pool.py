@@ -57,13 +57,14 @@ class _Pool:
             busy = {worker.connection: worker for worker in self._workers if worker.seed is not None}
             if not busy:
                 return
-            now = time.monotonic()
-            earliest = min(worker.since for worker in busy.values())
-            ready = wait(list(busy), timeout=max(0.0, earliest + self._patience - now))
+            earliest = min(worker.deadline(self._patience) for worker in busy.values())
+            ready = wait(list(busy), timeout=max(0.0, earliest - time.monotonic()))
             for worker in busy.values():
                 if worker.connection in ready:
-                    yield self._outcome(worker)
-                elif time.monotonic() >= worker.since + self._patience:
+                    outcome = self._outcome(worker)
+                    if outcome is not None:
+                        yield outcome
+                elif time.monotonic() >= worker.deadline(self._patience):
                     yield self._lost(worker, f"it took longer than {self._patience:g} s of real time")
 
     def _hand_out(self, seeds: Iterator[int], stop: Callable[[], bool]) -> None:
@@ -79,13 +80,17 @@ class _Pool:
                 self._workers.append(idle)
             idle.begin(seed)
 
-    def _outcome(self, worker: _Worker) -> Outcome:
+    def _outcome(self, worker: _Worker) -> Outcome | None:
+        """Return what a worker has found; None if it says that it has started."""
         try:
-            outcome: Outcome = worker.connection.recv()
+            outcome: Outcome | None = worker.connection.recv()
         except (EOFError, OSError):
             worker.process.join(1.0)
             return self._lost(worker, f"its process ended with exit code {worker.process.exitcode}")
-        worker.seed = None
+        if outcome is None:
+            worker.started, worker.since = True, time.monotonic()
+        else:
+            worker.seed = None
         return outcome
 
     def _lost(self, worker: _Worker, why: str) -> Outcome:
@@ -110,6 +115,11 @@ class _Worker:
         theirs.close()
         self.seed: int | None = None
         self.since = 0.0
+        self.started = False
+
+    def deadline(self, patience: float) -> float:
+        """Return when its run counts as hung. To start a process takes a while on a busy machine."""
+        return self.since + (patience if self.started else max(patience, PATIENCE))
 
     def begin(self, seed: int) -> None:
         self.seed, self.since = seed, time.monotonic()
@@ -128,6 +138,7 @@ class _Worker:
 def _work(connection: Connection, run: Run) -> None:
     # What the keyboard interrupts is the parent, which ends this process.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    connection.send(None)
     while True:
         try:
             seed = connection.recv()

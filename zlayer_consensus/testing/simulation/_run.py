@@ -167,8 +167,9 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
     except Exception as error:
         seen = _crashed(error)
     else:
-        if not _enough(world):
-            seen = {"verdict": "vacuous", "text": "too little happened"}
+        shortage = _shortage(world)
+        if shortage:
+            seen = {"verdict": "vacuous", "text": shortage}
     counts = {name: number for name, number in sorted(world.counts.items()) if number}
     if world.checker.elections:
         counts["election"] = world.checker.elections
@@ -177,9 +178,9 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
     return Outcome(seed=plan.seed, at=timeline.now, events=timeline.events, digest=digest, counts=counts, **seen)
 
 
-def _enough(world: World) -> bool:
-    enough = getattr(world.workload, "enough", None)
-    return enough() if enough is not None else world.counts["op ok"] >= 5
+def _shortage(world: World) -> str:
+    """Return why a run proves too little, or nothing."""
+    return world.workload.shortage()
 
 
 def _crashed(error: Exception) -> dict[str, Any]:
