@@ -20,7 +20,7 @@ __all__ = ["KINDS", "happen"]
 _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "crash": (2.0, process.crash),
     "crash at message": (2.0, process.crash_at_message),
-    "crash at operation": (4.0, process.crash_at_operation),
+    "crash at operation": (6.0, process.crash_at_operation),
     "crash while starting": (2.0, process.crash_while_starting),
     "power loss": (2.0, process.power_loss),
     "power loss of all": (0.7, process.power_all),
