@@ -186,12 +186,6 @@ class Host:
         if self.attic is not None:
             raise self.world.checker.violated("amnesia", f"node {self.node_id} was let in with an empty disk")
 
-    def excuses(self, error: BaseException | None) -> bool:
-        """Say whether its node may log something as critical: an error, or just a text."""
-        if error is None:
-            return bool(self.expects) or self.world.quorums.removed(self.node_id)
-        return getattr(error, "code", "") in self.expects
-
     def stopped(self, process: Process) -> None:
         """Its node stopped by itself, or because it was asked to.
 
