@@ -40,12 +40,16 @@ class ExplorationTests(unittest.TestCase):
         self.explore("repeats")
 
     def test_prevote(self) -> None:
-        """J-05: with pre-vote, too, a term has one leader."""
+        """H-09, J-05: with pre-vote, too, a term has one leader."""
         self.explore("prevote")
 
     def test_two_terms(self) -> None:
         """J-05: leaders of two terms, their messages in every order."""
         self.explore("election")
+
+    def test_retries(self) -> None:
+        """J-05, H-23: an append that is sent again may arrive twice, in any order."""
+        self.explore("retries")
 
     def test_writes_and_a_crash(self) -> None:
         """J-05: what is committed survives any crash at any write."""

@@ -135,6 +135,7 @@ class World:
         return number
 
     def of(self, state: State | Work, node_id: int) -> Facts:
+        """Return what is known of a member in a state."""
         return self.facts[state.members[self._place[node_id]]]
 
     # -- what they lead to
