@@ -57,7 +57,7 @@ class Counterexample:
         if self.start is None:
             return f"at first: {state}"
         shown = f"{self.model.describe(self.start)}, process {self.start.process}"
-        return f"at first: {state} ({shown}, {_time(self.start.call_time)} to {_time(self.start.return_time)})"
+        return f"at first: {state} ({shown}, {in_words(self.start.call_time)} to {in_words(self.start.return_time)})"
 
     def rows(self) -> list[tuple[Operation, int, bool]]:
         """Return the operations with their place in :attr:`order` (0: none), and whether they are stuck."""
@@ -75,8 +75,8 @@ class Counterexample:
                 (
                     str(place or ""),
                     str(each.process),
-                    _time(each.call_time),
-                    _time(each.return_time),
+                    in_words(each.call_time),
+                    in_words(each.return_time),
                     f"{each.key!r}: {what}" if self.reason else what,
                     "(contradiction)" if self.reason else "(cannot be placed)" if stuck else "",
                 )
@@ -88,5 +88,6 @@ class Counterexample:
         return "\n".join([*head, *(f"  {line}".rstrip() for line in lines)])
 
 
-def _time(time: float) -> str:
-    return "never" if time == math.inf else f"{time:g}"
+def in_words(time: float) -> str:
+    """Return a time as people write it, without the last digits that only keep events apart."""
+    return "never" if time == math.inf else f"{round(time, 9):g}"

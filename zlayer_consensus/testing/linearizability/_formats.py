@@ -132,6 +132,7 @@ def _jepsen(text: str) -> _Events:
         process, kind, function, value = match.groups()
         if process == ":nemesis":
             continue
+        who = int(process) if process.isdecimal() else process
         _expect(line, kind, function, _REGISTER)
         lost = value == ":timed-out"
         refused = kind == "fail" and function == "cas" and not lost
@@ -140,7 +141,7 @@ def _jepsen(text: str) -> _Events:
         told = kind in ("invoke", "ok") or refused
         yield (
             line,
-            _Event(process, kind, function, None, _jepsen_value(line, function, value) if told else None, refused),
+            _Event(who, kind, function, None, _jepsen_value(line, function, value) if told else None, refused),
         )
 
 

@@ -96,6 +96,10 @@ class History:
         if operation.function in self._reads:
             del self._operations[handle]
 
+    def retired(self, process: Hashable) -> bool:
+        """Whether a process must not be used again."""
+        return process in self._retired
+
     def operations(self) -> list[Operation]:
         """Return all operations so far, in the order of their calls."""
         return [each for each in self._operations.values() if not (each.unknown and each.function in self._reads)]

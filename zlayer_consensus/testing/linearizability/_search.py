@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._model import Model
 from ._operation import Operation
@@ -23,6 +23,19 @@ __all__ = ["BudgetExhausted", "Search"]
 
 class BudgetExhausted(Exception):
     """The search was given up: nothing is known."""
+
+
+class _Part(NamedTuple):
+    """A part of the history, linked. A search that has ended leaves the links as it found them."""
+
+    operations: list[int]
+    after: list[int]
+    before: list[int]
+    whose: list[int]
+    returns: list[int]
+    twins: list[int]
+    answers: list[dict[int, int]]
+    left: int
 
 
 class Search:
@@ -69,10 +82,10 @@ class Search:
 
         :raises BudgetExhausted: if there was not enough time or memory to tell.
         """
-        parts = list(self._parts())
+        parts = [self._prepare(part) for part in self._parts()]
         orders: list[list[int]] = []
         searches: list[Iterator[tuple[int, list[int]]]] = []
-        seen: list[dict[int, set[int]]] = [{} for _ in parts]
+        seen: list[set[int]] = [set() for _ in parts]
         state = 0
         while len(searches) < len(parts):
             at = len(searches)
@@ -88,6 +101,11 @@ class Search:
             state, order = found
             orders.append(order)
         return [i for order in orders for i in order]
+
+    def _prepare(self, part: list[int]) -> _Part:
+        after, before, whose, returns = self._link(part)
+        left = sum(self._returns[i] < math.inf for i in part)
+        return _Part(part, after, before, whose, returns, self._twins(part), [self._answers[i] for i in part], left)
 
     def _make_answers(self) -> list[dict[int, int]]:
         """Return for each operation the states that the model answered with; those of one kind share them."""
@@ -158,16 +176,14 @@ class Search:
         return after, before, whose, returns
 
     def _part(
-        self, part: list[int], state: int, seen: dict[int, set[int]], earlier: list[list[int]]
+        self, prepared: _Part, state: int, seen: set[int], earlier: list[list[int]]
     ) -> Iterator[tuple[int, list[int]]]:
         """Yield each state in which one part can end, with an order that ends so.
 
         ``seen`` outlives this search: what another beginning of the part led to was already tried.
+        All is in one function and in local names: it runs a million times a second.
         """
-        after, before, whose, returns = self._link(part)
-        twins = self._twins(part)
-        answers = [self._answers[i] for i in part]
-        left = sum(self._returns[i] < math.inf for i in part)
+        part, after, before, whose, returns, twins, answers, left = prepared
         stack: list[tuple[int, int]] = []
         taken = 0
         steps, max_steps = self.steps, self.max_steps
@@ -189,11 +205,10 @@ class Search:
                     following = self._ask(part[position], state)
                 if following >= 0:
                     with_it = taken | 1 << position
-                    sets = seen.get(following)
-                    if sets is None:
-                        sets = seen[following] = set()
-                    if with_it not in sets:
-                        sets.add(with_it)
+                    # One integer, because millions of tuples or of small sets would keep the garbage collector busy.
+                    both = with_it << 32 | following
+                    if both not in seen:
+                        seen.add(both)
                         self.cached += 1
                         if self.cached > self.max_states:
                             self.steps = steps

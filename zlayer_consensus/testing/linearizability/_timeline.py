@@ -6,17 +6,17 @@ import math
 from collections.abc import Iterable
 from html import escape
 
-from ._counterexample import Counterexample
+from ._counterexample import Counterexample, in_words
 from ._operation import Operation
 
 __all__ = ["timeline"]
 
 # Pixels: between two events, of a row, of a bar, and of the column with the processes' names.
 _STEP = 96
-_ROW = 54
+_ROW = 64
 _BAR = 30
 _LEFT = 130
-_TOP = 34
+_TOP = 28
 # About so wide is a character of a label.
 _CHARACTER = 6.7
 
@@ -31,7 +31,7 @@ h1 { font-size: 1.3em } h2 { font-size: 1.05em; margin: 2em 0 .2em; overflow-wra
 p { margin: .2em 0 .8em; overflow-wrap: anywhere } .faint { color: var(--faint) }
 .scroll { overflow-x: auto; border: 1px solid var(--rule); border-radius: 6px }
 svg { display: block; font: 12px ui-monospace, monospace } svg text { fill: var(--ink) }
-svg .who { font-weight: 600 } svg .time { fill: var(--faint); font-size: 11px }
+svg .who { font-weight: 600 }
 .rule { stroke: var(--rule) } .bar { stroke-width: 1.5; fill: var(--ok); stroke: var(--ok-edge) }
 .open .bar { fill: var(--open); stroke: var(--faint); stroke-dasharray: 5 3 }
 .bad .bar { fill: var(--bad); stroke: var(--bad-edge); stroke-width: 2.5 }
@@ -63,9 +63,9 @@ def timeline(counterexamples: Iterable[tuple[str, Counterexample]], title: str =
 
 _LEGEND = (
     '<p class="faint">One row for each process; time runs from left to right, a step for each call or return. '
-    "A bar is an operation, and took effect somewhere within it. Dashed and open to the right: nobody knows whether and "
-    "when, or its outcome does not matter here. Numbers: the longest order that explains what clients saw. Red: cannot "
-    "follow in any order. Green: tells the state in which the others begin.</p>"
+    "A bar is an operation, and took effect somewhere within it. Dashed and open to the right: nobody knows whether "
+    "and when, or its outcome does not matter here. Numbers: the longest order that explains what clients saw. Red: "
+    "cannot follow in any order. Green: tells the state in which the others begin.</p>"
 )
 
 
@@ -94,10 +94,10 @@ class _Scale:
     def back(self, operation: Operation) -> int:
         return self.end if operation.unknown else self._ranks[operation.return_time, 1]
 
-    def points(self, order: Iterable[Operation]) -> dict[int, float]:
-        """Return where each operation takes effect, as early as the order allows, by its place from 1."""
+    def points(self, order: Iterable[Operation], start: Operation | None) -> dict[int, float]:
+        """Return where each operation takes effect, as early as order and start allow, by its place from 1."""
         slots: dict[int, list[int]] = {}
-        slot = 0
+        slot = 0 if start is None else self.back(start)
         for place, each in enumerate(order, 1):
             slot = max(slot, self.call(each))
             slots.setdefault(slot, []).append(place)
@@ -120,18 +120,17 @@ def _drawing(counterexample: Counterexample) -> str:
     processes = {each.process: 0 for each in sorted(operations, key=lambda each: each.call_time)}
     rows = {process: row for row, process in enumerate(sorted(processes, key=_natural))}
     height = _TOP + len(rows) * _ROW + 8
-    points = scale.points(counterexample.order)
+    points = scale.points(counterexample.order, counterexample.start)
     parts = [
         f'<svg role="img" aria-label="{escape(counterexample.headline)}" width="{scale.width}" height="{height}" '
         f'viewBox="0 0 {scale.width} {height}" xmlns="http://www.w3.org/2000/svg">'
     ]
     for process, row in rows.items():
-        y = _TOP + row * _ROW + _ROW - 8
-        name = _cut(f"process {process}", _LEFT - 20)
+        top = _TOP + row * _ROW
+        y = top + _BAR + 9
+        name = f"<title>{escape(str(process))}</title>{escape(_cut(f'process {process}', _LEFT - 20))}"
         parts.append(f'<line class="rule" x1="0" x2="{scale.width}" y1="{y}" y2="{y}"/>')
-        parts.append(
-            f'<text class="who" x="10" y="{y - 16}"><title>{escape(str(process))}</title>{escape(name)}</text>'
-        )
+        parts.append(f'<text class="who" x="10" y="{top + _BAR / 2 + 4}">{name}</text>')
     if counterexample.start is not None:
         parts.append(
             _bar(counterexample, counterexample.start, scale, rows[counterexample.start.process], "start", None)
@@ -157,7 +156,7 @@ def _bar(
     what = counterexample.model.describe(operation)
     if counterexample.reason:
         what = f"{operation.key!r}: {what}"
-    span = f"called {operation.call_time:g}, returned {_when(operation)}"
+    span = f"called {in_words(operation.call_time)}, returned {in_words(operation.return_time)}"
     tip = f"process {operation.process}: {what}\n{span}"
     if point is not None:
         tip += f"\nplace {point[0]} in the longest order"
@@ -170,7 +169,6 @@ def _bar(
     parts = [f'<g class="op {kind}"><title>{escape(tip)}</title>{shape}']
     parts.append(f'<text x="{left + 4}" y="{top - 5}">{escape(_cut(what, right - left + _STEP / 2))}</text>')
     middle = top + _BAR / 2
-    parts.append(f'<text class="time" x="{left + 4}" y="{middle + 4}">{operation.call_time:g}</text>')
     if point is not None:
         x = _x(point[1])
         parts.append(f'<g class="point"><circle cx="{x}" cy="{middle}" r="10"/>')
@@ -185,7 +183,8 @@ def _table(counterexample: Counterexample) -> str:
         if counterexample.reason:
             what = f"{each.key!r}: {what}"
         cells = "".join(
-            f"<td>{escape(cell)}</td>" for cell in (str(each.process), f"{each.call_time:g}", _when(each), what)
+            f"<td>{escape(cell)}</td>"
+            for cell in (str(each.process), in_words(each.call_time), in_words(each.return_time), what)
         )
         lines.append(f'<tr class="{"bad" if stuck else ""}"><td class="number">{place or ""}</td>{cells}</tr>')
     return "\n".join([*lines, "</table>"])
@@ -199,7 +198,3 @@ def _natural(process: object) -> tuple[int, float, str]:
 def _cut(text: str, width: float) -> str:
     fits = max(3, math.floor(width / _CHARACTER))
     return text if len(text) <= fits else text[: fits - 1] + "…"
-
-
-def _when(operation: Operation) -> str:
-    return "never" if operation.unknown else f"{operation.return_time:g}"

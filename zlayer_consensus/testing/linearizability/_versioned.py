@@ -24,16 +24,16 @@ _ABSENT, _PRESENT = "absent", "present"
 class VersionedRegister(Model):
     """One key of the replicated key-value store: the data model of etcd v3.
 
-    ========================  ====================  =====================================================
-    function                  argument              result
-    ========================  ====================  =====================================================
-    ``get``                   None                  ``KeyValue``, None (absent), or ``RangeResult``
-    ``put``                   value                 ``PutResult``
-    ``delete``                None                  ``DeleteResult``
-    ``append``                suffix                ``PutResult``; an absent key counts as empty
-    ``cas``                   (expected, value)     ``TxnResult``, ``PutResult``, or a bool; expected None: absent
-    ``cas_revision``          (mod_revision, value) the same; mod_revision 0: absent
-    ========================  ====================  =====================================================
+    ================  =====================  =====================================================
+    function          argument               result
+    ================  =====================  =====================================================
+    ``get``           None                   ``KeyValue``, None (absent), or ``RangeResult``
+    ``put``           value                  ``PutResult``
+    ``delete``        None                   ``DeleteResult``
+    ``append``        suffix                 ``PutResult``; an absent key counts as empty
+    ``cas``           (expected, value)      ``TxnResult``, ``PutResult``, or a bool; expected None: absent
+    ``cas_revision``  (mod_revision, value)  the same; mod_revision 0: absent
+    ================  =====================  =====================================================
 
     Keys and values are bytes. A result that is None or True says that the change was done, and not at which revision;
     a refused transaction (``TxnResult`` or False) may hold a read of the key. The operations are recorded as the
