@@ -80,6 +80,23 @@ class UnknownOutcomeTests(NodeTestCase):
         self.cluster.settle()
         self.assertEqual(self.cluster.states(), [{"b": 1}] * 3)
 
+    def test_truncated_proposals_give_their_place_back(self) -> None:
+        """J-45: entries that are gone from the log hold no place any more once nobody waits for them."""
+        old = self.lead
+        self.isolate(old)
+        waiting = [old.propose(["set", "a", n], timeout=timeout) for n, timeout in enumerate([0.5, 0.5, 20.0])]
+        outcomes = [self.cluster.outcome(each) for each in waiting[:2]]
+        self.cluster.leader([node.node_id for node in self.cluster.followers()])
+        self.cluster.network.heal()
+        self.cluster.settle()
+        for outcome in outcomes:
+            self.assertIsInstance(outcome.value, OutcomeUnknown)
+        self.assertEqual(old.metrics().pending_proposals, 1)
+        self.cluster.error(waiting[2], OutcomeUnknown)
+        self.assertEqual(old.metrics().pending_proposals, 0)
+        self.assertIsNone(self.cluster.result(old.propose(["set", "b", 1])))
+        self.assertEqual(old.metrics().pending_proposals, 0)
+
     def test_proposal_that_a_successor_commits_succeeds(self) -> None:
         """The old leader lost its office but not the entry: the result comes all the same."""
         old = self.lead

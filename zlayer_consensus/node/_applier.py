@@ -7,7 +7,7 @@ from heapq import heappop, heappush
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
@@ -305,7 +305,7 @@ class Applier:
             if loader.table is None or not loader.done:
                 raise ValueError("it ends within the session table")
             sink.finish()
-        except (ConsensusError, OSError):
+        except (CancelledError, ConsensusError, OSError):
             raise
         except Exception as error:
             rt.log.failure("The newest snapshot could not be loaded")

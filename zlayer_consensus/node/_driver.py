@@ -152,7 +152,12 @@ class Driver:
         return self._rt.not_leader(error.leader_id) if isinstance(error, NotLeader) else error
 
     def _persist(self, persist: Persist) -> None:
-        _ = self._rt.log_store.write(persist.write).addCallbacks(
+        write = persist.write
+        if write.reset is not None:
+            self._rt.proposals.truncated(write.reset.index)
+        elif write.truncate_after is not None:
+            self._rt.proposals.truncated(write.truncate_after)
+        _ = self._rt.log_store.write(write).addCallbacks(
             self._persisted, self._storage_failed, callbackArgs=(persist.seq, persist.last)
         )
 

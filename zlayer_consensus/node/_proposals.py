@@ -99,6 +99,25 @@ class _Batch:
                 proposal.late(self.timeout, self.first > 0)
 
 
+class _Stray:
+    """A proposal whose entry is gone from our log. It may still be committed elsewhere: apply will tell, if in time."""
+
+    __slots__ = ("_owner", "called", "deadline", "index", "proposal", "term")
+
+    def __init__(self, owner: Proposals, index: int, term: int, proposal: Proposal) -> None:
+        self._owner = owner
+        self.index = index
+        self.term = term
+        self.proposal = proposal
+        self.deadline = proposal.deadline
+        self.called = False
+        """Whether it is over; for :class:`Deadlines`."""
+
+    def expire(self) -> None:
+        """Nobody waits any more, and nothing has to be kept for it: the log may never again reach its index."""
+        self._owner.give_up(self)
+
+
 class Proposals:
     """Gathers the proposals of one reactor turn, appends them as one batch, and settles them when they are applied."""
 
@@ -109,7 +128,7 @@ class Proposals:
         self._filling: _Batch | None = None
         self._flush_call: IDelayedCall | None = None
         self._pending: deque[_Batch] = deque()
-        self._strays: dict[int, list[tuple[int, Proposal]]] = {}
+        self._strays: dict[int, list[_Stray]] = {}
         self._max_bytes = runtime.config.max_proposal_bytes
         self._max_count = runtime.config.max_pending_proposals
         self._max_pending_bytes = runtime.config.max_pending_bytes
@@ -216,28 +235,50 @@ class Proposals:
                 raise
 
     def _appended(self, batch: _Batch, first: int, term: int) -> None:
-        pending = self._pending
-        while pending and pending[-1].first + len(pending[-1].proposals) > first:
-            self._overwritten(pending.pop(), first)
         batch.first, batch.term = first, term
         for proposal in batch.proposals:
             if proposal.deadline:
                 proposal.appended = True
-        pending.append(batch)
+        self._pending.append(batch)
         self.waits = True
         self._rt.deadlines.add(batch, True)
 
-    def _overwritten(self, batch: _Batch, first: int) -> None:
-        """Entries of an earlier term are gone from our log, but may still be committed elsewhere: apply will tell."""
-        keep = max(first - batch.first, batch.position)
-        for index, proposal in enumerate(batch.proposals[keep:], batch.first + keep):
-            self._strays.setdefault(index, []).append((batch.term, proposal))
-            proposal.appended = True
-            if not proposal.called and not proposal.deadline:
-                self._give_deadline(proposal, batch.timeout, batch.deadline)
-        del batch.proposals[keep:]
-        if not batch.called:
-            self._pending.append(batch)
+    def truncated(self, after: int) -> None:
+        """The entries behind ``after`` are gone from our log."""
+        pending = self._pending
+        while pending and pending[-1].first + len(pending[-1].proposals) > after + 1:
+            batch = pending.pop()
+            keep = max(after + 1 - batch.first, batch.position)
+            for index, proposal in enumerate(batch.proposals[keep:], batch.first + keep):
+                self._stray(index, batch, proposal)
+            del batch.proposals[keep:]
+            if not batch.called:
+                pending.append(batch)
+                break
+        self.waits = bool(pending or self._strays)
+
+    def _stray(self, index: int, batch: _Batch, proposal: Proposal) -> None:
+        if proposal.called:
+            self.release(proposal)
+            return
+        if not proposal.deadline:
+            proposal.timeout, proposal.deadline = batch.timeout, batch.deadline
+        proposal.appended = True
+        stray = _Stray(self, index, batch.term, proposal)
+        self._strays.setdefault(index, []).append(stray)
+        self._rt.deadlines.add(stray, False)
+
+    def give_up(self, stray: _Stray) -> None:
+        """Its deadline has passed."""
+        stray.called = True
+        left = self._strays[stray.index]
+        left.remove(stray)
+        if not left:
+            del self._strays[stray.index]
+        self.waits = bool(self._pending or self._strays)
+        self.release(stray.proposal)
+        if not stray.proposal.called:
+            stray.proposal.expire()
 
     def settle(self, index: int, term: int, value: Any, failed: bool) -> None:
         """The entry at ``index`` was applied, with this result. For every index, in order, while ``waits`` is set.
@@ -256,8 +297,9 @@ class Proposals:
                     self.waits = bool(pending or self._strays)
                 self._settle(proposal, index, term == batch.term, value, failed)
         if self._strays:
-            for stray_term, stray in self._strays.pop(index, ()):
-                self._settle(stray, index, term == stray_term, value, failed)
+            for stray in self._strays.pop(index, ()):
+                stray.called = True
+                self._settle(stray.proposal, index, term == stray.term, value, failed)
             self.waits = bool(pending or self._strays)
 
     def _settle(self, proposal: Proposal, index: int, ours: bool, value: Any, failed: bool) -> None:
@@ -293,7 +335,10 @@ class Proposals:
 
     def superseded(self, index: int) -> None:
         """A snapshot replaced the log up to ``index``: what was applied there will never be known (J-45)."""
-        lost = [p for i in [i for i in self._strays if i <= index] for _, p in self._strays.pop(i)]
+        strays = [stray for i in [i for i in self._strays if i <= index] for stray in self._strays.pop(i)]
+        for stray in strays:
+            stray.called = True
+        lost = [stray.proposal for stray in strays]
         while self._pending and self._pending[0].first + self._pending[0].position <= index:
             batch = self._pending[0]
             end = min(len(batch.proposals), index - batch.first + 1)
@@ -320,7 +365,7 @@ class Proposals:
         """End everything: what was not appended did not happen, the outcome of the rest is unknown."""
         gathered = [p for batch in self._gathered for p in _rest(batch)]
         appended = [p for batch in self._pending for p in batch.proposals[batch.position :]]
-        appended += [p for strays in self._strays.values() for _, p in strays]
+        appended += [stray.proposal for strays in self._strays.values() for stray in strays]
         self._gathered.clear()
         self._pending.clear()
         self._strays.clear()

@@ -74,6 +74,8 @@ class FileLogStore:
         if not _MIN_SEGMENT_BYTES <= segment_bytes <= _MAX_SEGMENT_BYTES:
             rule = f"must be between {_MIN_SEGMENT_BYTES} and {_MAX_SEGMENT_BYTES}"
             raise ConfigError("segment_bytes", segment_bytes, rule)
+        if not idle_seconds > 0:
+            raise ConfigError("idle_seconds", idle_seconds, "must be greater than 0")
         if executor is None and reactor is None:
             raise ConfigError("executor", None, "is needed where there is no reactor")
         self.identity: Identity
