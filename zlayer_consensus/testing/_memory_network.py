@@ -217,8 +217,9 @@ class MemoryNetwork:
         """A request arrives: hand it to the service, and send the outcome on its way back."""
         attached = self._services.get(target)
         if attached is None:
-            # No answer but the refusal itself, and that is lost like everything else.
-            self._return(source, target, done, Failure(PeerUnreachable(target, "the connection was refused", False)))
+            # No answer but the refusal itself, and that is lost like everything else. It says nothing of another copy.
+            refused = PeerUnreachable(target, "the connection was refused", sent=done.copies > 1)
+            self._return(source, target, done, Failure(refused))
             return
         done.delivered = True
         attached[1](self._serve, source, target, frame, done, attached[0])
@@ -277,6 +278,8 @@ class _Call:
         self.target = target
         self.enter = endpoint.enter
         self.delivered = False
+        self.copies = 1
+        """How many of the request are on their way."""
         self.result: Deferred[RpcReply] = Deferred(self._cancelled)
         self._calls = network._calls
         self._calls[self] = None
@@ -328,7 +331,9 @@ class _Endpoint:
                 return fail(PeerUnreachable(address, "this network was stopped", sent=False))
         done = _Call(network, self, address, timeout)
         link = network._links.get((source, address), network.default)
-        for _ in range(2 if network._happens(link.duplicate) else 1):
+        if network._happens(link.duplicate):
+            done.copies = 2
+        for _ in range(done.copies):
             network._travel(source, address, lambda: network._execute(source, address, (envelope, request), done))
         return done.result
 

@@ -28,7 +28,7 @@ class ChainTypes(RaftTypes):
         self.response = types.response
         self.encode_request = types.encode_request
         self.decode_request = types.decode_request
-        self.encode_response = lambda pair: _INDEX.pack(pair[0]) + types.encode_response(pair[1])
+        self.encode_response = lambda value: _INDEX.pack(value[0]) + types.encode_response(value[1])
         self.decode_response = lambda data: [*_INDEX.unpack_from(data), types.decode_response(data[_INDEX.size :])]
 
 
@@ -43,9 +43,7 @@ class ChainMachine:
     :param probe: called with ``(index, count, digest, restored)`` after each command and each restored snapshot.
     """
 
-    def __init__(
-        self, inner: IStateMachine, types: RaftTypes, probe: Callable[[int, int, int, bool], object]
-    ) -> None:
+    def __init__(self, inner: IStateMachine, types: RaftTypes, probe: Callable[[int, int, int, bool], object]) -> None:
         self.inner = inner
         self.index, self.count, self.digest = _NOTHING
         self._types = types

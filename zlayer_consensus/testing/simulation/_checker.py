@@ -9,6 +9,7 @@ from ...raft import (
     AppendReply,
     AppendRequest,
     Entry,
+    EntryKind,
     HeartbeatReply,
     LogId,
     LogWrite,
@@ -48,7 +49,7 @@ def quorum(membership: Membership, having: set[int]) -> bool:
 class _Life:
     """What was last seen of a process."""
 
-    __slots__ = ("applied", "commit", "machine", "purging", "role", "term")
+    __slots__ = ("applied", "commit", "machine", "membership", "purging", "role", "term")
 
     def __init__(self) -> None:
         self.role: Role | None = None
@@ -56,6 +57,7 @@ class _Life:
         self.commit = 0
         self.applied = 0
         self.machine = 0
+        self.membership = Membership()
         self.purging: LogId | None = None
 
 
@@ -66,6 +68,8 @@ class Checker:
         self.committed: list[Mark] = []
         """The one log: what is committed at index 1, 2, 3 …"""
         self.mirrors: dict[int, Mirror] = {}
+        self.configs: dict[LogId, Membership] = {}
+        """Every configuration that was ever appended anywhere."""
         self.elections = 0
         self.violation: Violation | None = None
         """The first one. The code under test may have swallowed the exception."""
@@ -106,6 +110,8 @@ class Checker:
 
     def written(self, node_id: int, write: LogWrite) -> LogWrite:
         """A node asks for a write."""
+        if node_id not in self._lives:  # it died in the middle of what it does, and nothing gets to its disk any more
+            return write
         mirror = self.mirrors[node_id]
         latest = mirror.latest
         if write.truncate_after is not None and write.truncate_after < self._own_commit(node_id):
@@ -116,6 +122,8 @@ class Checker:
                 raise self.violated("term and vote", f"node {node_id} goes from {old} to {new}")
         mirror.written(write)
         for entry in write.entries:
+            if entry.kind == EntryKind.CONFIG and entry.id not in self.configs:
+                self.configs[entry.id] = Membership.decode(entry.payload)
             self._match(node_id, entry, latest.term_at(entry.index - 1))
         return write
 
@@ -155,7 +163,9 @@ class Checker:
         if isinstance(message, VoteRequest) and not message.pre_vote:
             state = self.mirrors[sender].durable.state
             if (state.term, state.voted_for) != (message.term, sender) and state.term <= message.term:
-                raise self.violated("persist before send", f"node {sender} asks for votes of {message.term} with {state}")
+                raise self.violated(
+                    "persist before send", f"node {sender} asks for votes of {message.term} with {state}"
+                )
         elif isinstance(message, AppendRequest) and self.mirrors[sender].durable.state.term < message.term:
             raise self.violated("persist before send", f"node {sender} leads term {message.term}, which is not durable")
 
@@ -215,7 +225,8 @@ class Checker:
             before = (life.term, life.commit, life.applied)
             raise self.violated("monotone", f"node {node_id} fell from {before} to {(term, commit, applied)}")
         if commit > life.commit:
-            self._commit(node_id, life.commit, commit, core.membership)
+            # In the same step it may have appended the next configuration.
+            self._commit(node_id, life.commit, commit, (core.membership, life.membership))
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
         if life.purging is not None:
@@ -225,6 +236,7 @@ class Checker:
             self.mirrors[node_id].purged(life.purging)
             life.purging = None
         life.term, life.commit, life.applied, life.role = term, commit, applied, role
+        life.membership = core.membership
         last, snapshot = core.last.index, core.snapshot
         taken = snapshot.last.index if snapshot is not None else 0
         if not (core.purged.index <= max(taken, 0) <= commit <= last and applied <= commit and core.durable <= last):
@@ -234,7 +246,7 @@ class Checker:
             )
             raise self.violated("order of indexes", text)
 
-    def _commit(self, node_id: int, seen: int, commit: int, membership: Membership) -> None:
+    def _commit(self, node_id: int, seen: int, commit: int, memberships: tuple[Membership, ...]) -> None:
         latest, committed = self.mirrors[node_id].latest, self.committed
         for index in range(max(seen, latest.base.index) + 1, commit + 1):
             found = latest.mark_at(index)
@@ -245,9 +257,12 @@ class Checker:
                     text = f"node {node_id} commits {found} at {index}, where {committed[index - 1]} was committed"
                     raise self.violated("commit is final", text)
                 continue
-            having = {i for i in membership.all_voters if self._has(i, index, found)}
-            if not quorum(membership, having):
-                text = f"node {node_id} commits {index}, which only {sorted(having)} have of {membership.all_voters}"
+            having = {i for i in self.mirrors if self._has(i, index, found)}
+            if not any(quorum(membership, having) for membership in memberships):
+                voters = [(sorted(each.voters), sorted(each.outgoing)) for each in memberships]
+                text = (
+                    f"node {node_id} commits {index}, which only {sorted(having)} have; voters and outgoing: {voters}"
+                )
                 raise self.violated("commit on a quorum", text)
             if index != len(committed) + 1:
                 raise self.violated("commit", f"node {node_id} commits {index} after {len(committed)}")
