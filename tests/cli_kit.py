@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from twisted.logger import ILogObserver, LogEvent, Logger
 from twisted.trial.unittest import SynchronousTestCase
+from zope.interface import implementer
 
 from tests.log_store_kit import result
 from zlayer_consensus.cli import program
@@ -42,7 +44,7 @@ def noop(index: int, term: int = 1) -> Entry:
 
 
 def open_log(directory: Path, node_id: int = 1, cluster: bytes = CLUSTER, size: int = 16 << 10) -> FileLogStore:
-    """Opens a log on the real file system; a new one joins the cluster. Calls complete at once.
+    """Opens a log on the real file system; a new one joins the cluster, if there is one. Calls complete at once.
 
     ``size`` is the segments'.
     """
@@ -54,10 +56,17 @@ def open_log(directory: Path, node_id: int = 1, cluster: bytes = CLUSTER, size: 
         segment_bytes=size,
         random_bytes=random.Random(f"node {node_id}").randbytes,
     )
+    # What an opening warns of has a field that trial's own observer takes for a warning of Python's.
+    log.log = Logger(observer=_ignore)
     result(log.open())
-    if made:
+    if made and cluster:
         result(log.adopt(Identity(node_id, b"", cluster)))
     return log
+
+
+@implementer(ILogObserver)
+def _ignore(_event: LogEvent) -> None:
+    pass
 
 
 def write(log: FileLogStore, *entries: Entry, commit: int = 0, term: int = 0, after: int | None = None) -> None:

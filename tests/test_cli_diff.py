@@ -153,6 +153,14 @@ class DiffTests(CliTestCase):
         result(log.close())
         self.assertIn("different clusters", self.diff(3)["detail"])
 
+    def test_a_log_that_joined_no_cluster_is_compared(self) -> None:
+        """It may be an embedding application's, which has none; its entries count."""
+        for directory, node_id, cluster, entry in ((self.data, 1, b"", put(1)), (self.other, 2, b"c" * 16, put(1, 2))):
+            log = open_log(directory, node_id, cluster)
+            write(log, entry, commit=1)
+            result(log.close())
+        self.assertEqual(1, self.diff(2)["index"])
+
     def test_a_damaged_side_is_named(self) -> None:
         make_log(self.data, 60)
         make_log(self.other, 60, node_id=2)

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import io
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -31,9 +35,15 @@ from tests.cli_kit import (
     write,
 )
 from tests.log_store_kit import result
+from zlayer_consensus.cli._diff import diff
 from zlayer_consensus.cli._directory import DataDirectory, is_held
+from zlayer_consensus.cli._dump import Selection, dump
 from zlayer_consensus.cli._exit import ExitCode
+from zlayer_consensus.cli._output import Output
+from zlayer_consensus.cli._payload import Payloads
+from zlayer_consensus.cli._stat import stat
 from zlayer_consensus.cli._verdict import judge, refusal
+from zlayer_consensus.cli._verify import verify
 from zlayer_consensus.errors import StorageCorrupt, StorageError, StorageFailed, WrongIdentity
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite
 from zlayer_consensus.storage import FileLogStore, IFileSystem, InlineExecutor, RealFileSystem
@@ -400,6 +410,63 @@ class RunningTests(CliTestCase):
         self.assertEqual("torn", verdict.verdict)
         self.assertLess(sum(slept), 3)
         self.assertEqual(1, len(self.problems(directory)))
+
+    def output_of(self, command: Callable[[Output], ExitCode]) -> list[dict[str, Any]]:
+        """Runs a command's function, which must find nothing wrong, and returns its objects."""
+        shown = io.StringIO()
+        with contextlib.redirect_stdout(shown), contextlib.redirect_stderr(io.StringIO()):
+            self.assertEqual(ExitCode.CLEAN, command(Output(True, False)))
+        return [json.loads(line) for line in shown.getvalue().splitlines()]
+
+    def purging(self, after: int) -> DataDirectory:
+        """Returns the directory of a node that purges a segment when it has been read from so many times."""
+        log = self.log
+        oldest = str(segments(self.data)[0])
+        reads: list[int] = []
+
+        @implementer(IFileSystem)
+        class Purging(ReadOnlyFileSystem):
+            def read(self, path: str, offset: int, size: int) -> bytes:
+                if path == oldest:
+                    reads.append(offset)
+                    if len(reads) == after + 1:
+                        result(log.purge(LogId(1, 30)))
+                return super().read(path, offset, size)
+
+        return DataDirectory(str(self.data), files=Purging(RealFileSystem()), sleep=lambda _seconds: None)
+
+    def test_a_segment_that_is_purged_while_it_is_looked_at_is_no_damage(self) -> None:
+        other = DataDirectory(str(self.data))
+        commands: list[Callable[[DataDirectory, Output], ExitCode]] = [
+            lambda directory, out: dump(directory, out, Payloads("none", None), Selection()),
+            lambda directory, out: stat(directory, out, True),
+            verify,
+            lambda directory, out: diff(directory, other, out),
+        ]
+        for command in commands:
+            purged = 0
+            for after in range(8):
+                result(self.log.close())
+                shutil.rmtree(self.data)
+                make_log(self.data, 40)
+                save_snapshot(self.data, 35)
+                self.log = open_log(self.data)
+                directory = self.purging(after)
+                oldest = segments(self.data)[0]
+                self.assertNotEqual([], self.output_of(functools.partial(command, directory)))
+                purged += not oldest.exists()
+            self.assertGreater(purged, 0)
+
+    def test_a_snapshot_newer_than_the_look_at_the_log_is_no_damage(self) -> None:
+        """S-17, but for a moment only: the log is looked at before or after the snapshot, never at once."""
+        save_snapshot(self.data, 50)
+
+        def later(_seconds: float) -> None:
+            if result(self.log.read(40, 99, 1 << 20))[-1].index == 40:
+                write(self.log, *(put(index) for index in range(41, 61)), commit=40)
+
+        directory = DataDirectory(str(self.data), sleep=later)
+        self.assertEqual("clean", self.output_of(lambda out: verify(directory, out))[-1]["verdict"])
 
     def problems(self, directory: DataDirectory) -> list[str]:
         """Scans the newest segment as ``dump`` does."""

@@ -56,11 +56,11 @@ def diff(a: DataDirectory, b: DataDirectory, out: Output) -> ExitCode:
     :raises NoLog: if one of them is none.
     :raises StorageError: if one of them is damaged.
     """
-    sides = _side("A", a), _side("B", b)
+    sides, found = (a if a.running else b).again(lambda: _compared(out, a, b))
     for side in sides:
         _show_side(out, side)
     one, other = sides
-    if one.identity.cluster_id != other.identity.cluster_id and one.identity.cluster_id and other.identity.cluster_id:
+    if _are_strangers(one, other):
         return _nothing(out, "A and B are of different clusters")
     first, last = max(one.first, other.first), min(one.last, other.last)
     boundary = first - 1
@@ -71,10 +71,25 @@ def diff(a: DataDirectory, b: DataDirectory, out: Output) -> ExitCode:
         if one.last == other.last:
             return _equal(out, sides, first, last, boundary)
         return _nothing(out, f"no entry is in both: {_gap(one, other)}")
-    found = _first_difference(out, one, other, first, last)
     if found is None:
         return _equal(out, sides, first, last, boundary)
     return _difference(out, sides, *found)
+
+
+def _compared(
+    out: Output, a: DataDirectory, b: DataDirectory
+) -> tuple[tuple[_Side, _Side], tuple[Entry, Entry] | None]:
+    """Return both sides and the first pair of entries that differ. Running nodes may purge what is compared."""
+    one, other = _side("A", a), _side("B", b)
+    first, last = max(one.first, other.first), min(one.last, other.last)
+    comparable = first <= last and not _are_strangers(one, other)
+    return (one, other), _first_difference(out, one, other, first, last) if comparable else None
+
+
+def _are_strangers(one: _Side, other: _Side) -> bool:
+    """Say whether the two are of different clusters; one that has not joined any may be of this one."""
+    mine, theirs = one.identity.cluster_id, other.identity.cluster_id
+    return bool(mine and theirs and mine != theirs)
 
 
 def _side(name: str, directory: DataDirectory) -> _Side:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
 
-from ..errors import StorageError
+from ..errors import StorageCorrupt, StorageError, StorageFailed
 from ..storage import Identity, IFileSystem, RealFileSystem
 from ..storage.inspection import Findings, Layout, NoLog, ReadOnlyFileSystem, examine_log
 
 __all__ = ["DataDirectory", "is_held"]
 
+_T = TypeVar("_T")
 _PAUSE = 0.05
 _PATIENCE = 20
 """How often what does not check is read again while a node is running. No write is half done for a second."""
@@ -137,3 +140,29 @@ class DataDirectory:
     def is_gone(self, path: str) -> bool:
         """Say whether a file that was listed is gone: a running node has purged it."""
         return not self.files.exists(path)
+
+    @contextmanager
+    def purging(self, note: Callable[[str], None]) -> Iterator[None]:
+        """Go on behind the block, with a note, if a file in it is purged by a running node before it is read."""
+        try:
+            yield
+        except StorageFailed as error:
+            if not self.is_gone(error.path):
+                raise
+            note(f"{self.name(error.path)} was purged meanwhile")
+
+    def again(self, attempt: Callable[[], _T], *, contradicts: bool = False) -> _T:
+        """Return what a call returns; call it again if a running node has purged a file that it was about to read.
+
+        :param contradicts: also if it finds damage, as it compares what may change between one look and the next.
+        :raises StorageError: if it fails each time.
+        """
+        for last_try in self._tries():
+            try:
+                return attempt()
+            except StorageError as error:
+                gone = isinstance(error, StorageFailed) and self.is_gone(error.path)
+                if last_try or not (gone or (contradicts and isinstance(error, StorageCorrupt))):
+                    raise
+            self._sleep(_PAUSE)
+        raise AssertionError("the last try returns or raises")

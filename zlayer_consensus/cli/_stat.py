@@ -49,11 +49,13 @@ def stat(directory: DataDirectory, out: Output, full: bool) -> ExitCode:
     _identity(directory, out, identity)
     if found is not None:
         try:
-            _hard_state(directory, out, found.index)
+            with directory.purging(out.note):
+                _hard_state(directory, out, found.index)
             _log(directory, out, found.index)
             _segments(directory, out, found)
             if full:
-                _totals(directory, out, found.index)
+                # The oldest entries are read first, and purged first.
+                directory.again(lambda: _totals(directory, out, directory.examine()[1].index))
         except StorageCorrupt as error:
             verdict = refusal(directory, error)
     else:
@@ -115,7 +117,9 @@ def _origin(directory: DataDirectory, active: Segment) -> tuple[str, int, str]:
 def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
     first, last, runs = index.purged.index + 1, index.last, index.terms()
     count = last.index - index.purged.index
-    oldest = next(walk_entries(directory.files, index, first, first), None) if count else None
+    oldest: Entry | None = None
+    with directory.purging(out.note):
+        oldest = next(walk_entries(directory.files, index, first, first), None) if count else None
     newest = index.time_ms
     fields = {
         "first": first if count else None,
@@ -131,7 +135,7 @@ def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
     if out.as_json:
         out.put("log", fields)
         return
-    held = f"{amount(count, 'entry')}, {first} to {last.index}" if oldest else f"no entries after {last.index}"
+    held = f"{amount(count, 'entry')}, {first} to {last.index}" if count else f"no entries after {last.index}"
     out.text(f"{out.heading('log')}  {held}; ends in term {last.term}")
     out.text(f"  purged     up to {index.purged.index} (term {index.purged.term})")
     if oldest:

@@ -85,10 +85,11 @@ class _Verification:
             self._good("opening", "wal", "a start of the node would succeed")
         intact = self._segments(self._parts(found))
         if found is not None and intact:
-            self._configurations(found.index)
-        manifest = self._snapshots()
-        if found is not None:
-            self._fit(found, manifest)
+            with self._directory.purging(self._out.note):
+                self._configurations(found.index)
+        self._snapshots()
+        if found is not None and not self._broken_snapshots:
+            self._fit()
         verdict = self._worst or opening
         show_verdict(self._out, verdict, findings=len(self._seen), checked=self._checked)
         return verdict.exit_code
@@ -193,21 +194,18 @@ class _Verification:
 
     # Snapshots
 
-    def _snapshots(self) -> Manifest | None:
-        """Verify all snapshots; return the newest one's manifest, if it is good."""
-        newest: Manifest | None = None
+    def _snapshots(self) -> None:
+        """Verify all snapshots."""
         snapshots, _ = list_snapshots(self._directory.files, self._directory.snapshots)
         for at, each in enumerate(snapshots):
             is_newest = at == len(snapshots) - 1
             damage = each.damage or self._read_parts(each)
             if damage is None:
-                newest = each.manifest if is_newest else None
                 continue
+            self._broken_snapshots = self._broken_snapshots or is_newest
             verdict = replace(refusal(self._directory, damage), advice=_SNAPSHOT_ADVICE)
             # Only the newest is opened; but a name that is none may be a snapshot's.
             self._finding(verdict if is_newest or each.position is None else replace(verdict, opening="opens"))
-        self._broken_snapshots = bool(snapshots) and newest is None
-        return newest
 
     def _read_parts(self, each: SnapshotFile) -> StorageCorrupt | None:
         assert each.manifest is not None
@@ -230,12 +228,11 @@ class _Verification:
         for size in sizes:
             advance(size)
 
-    def _fit(self, found: Findings, manifest: Manifest | None) -> None:
+    def _fit(self) -> None:
         """See whether the log continues the newest snapshot."""
-        if self._broken_snapshots:
-            return
         try:
-            yields = log_must_yield(start_of(found.index), manifest)
+            # A running node may snapshot and purge between a look at the one and at the other.
+            yields, manifest = self._directory.again(self._look_at_both, contradicts=True)
         except StorageCorrupt as error:
             self._finding(refusal(self._directory, error))
             return
@@ -246,3 +243,8 @@ class _Verification:
         else:
             detail = f"the log continues the snapshot at {manifest.point.last.index}"
         self._good("log and snapshot", "snap", detail)
+
+    def _look_at_both(self) -> tuple[bool, Manifest | None]:
+        snapshots, _ = list_snapshots(self._directory.files, self._directory.snapshots)
+        manifest = snapshots[-1].manifest if snapshots else None
+        return log_must_yield(start_of(self._directory.examine()[1].index), manifest), manifest
