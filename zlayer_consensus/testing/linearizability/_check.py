@@ -70,8 +70,8 @@ class Verdict:
         if self.counterexample is not None:
             return self.counterexample.text()
         if self.outcome is Outcome.UNKNOWN:
-            names = ", ".join(repr(key) for key in self.unknown)
-            return f"unknown: the budget was exhausted after {self.steps} steps (key {names})"
+            names = ", ".join(f"key {key!r}" for key in self.unknown if key is not None)
+            return f"unknown: the budget was exhausted after {self.steps} steps" + (f" ({names})" if names else "")
         return f"linearizable: {self.operations} operations on {self.keys} keys"
 
 

@@ -231,7 +231,7 @@ def _meet(state: _State, function: str, expected: Any) -> _State | None:
         return state if value == expected else None
     if not version:
         return state if expected == 0 else None
-    if not _is(mod, expected) or expected < _lowest(create) + version - 1:
+    if not _is(mod, expected):
         return None
     return (value, version, expected if version == 1 else create, expected)
 
