@@ -22,8 +22,7 @@ _T = TypeVar("_T")
 class SimulatedExecutor:
     """Runs one call after another; each takes a while, at the beginning or at the end of which it does its work.
 
-    A process that dies in between has done the work, or has not; a file system that kills it in the middle of a call
-    leaves half of it.
+    A process that dies in between has done the work, or has not, or has done half of it: see :meth:`break_off`.
 
     :param clock: the process's.
     :param latency: draws how many seconds the next call takes.
@@ -36,6 +35,7 @@ class SimulatedExecutor:
         self._late = late
         self._jobs: deque[tuple[Deferred[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
         self._busy = False
+        self._undone: tuple[Callable[..., Any], tuple[Any, ...]] | None = None
 
     def run(self, call: Callable[..., _T], *args: Any) -> Deferred[_T]:
         """See :meth:`~zlayer_consensus.storage.IExecutor.run`."""
@@ -56,12 +56,20 @@ class SimulatedExecutor:
         done, call, args = self._jobs.popleft()
         delay = self._latency()
         if self._late():
+            self._undone = call, args
             self._clock.callLater(delay, self._work_and_finish, done, call, args)
         else:
             self._clock.callLater(delay, self._finish, done, _outcome(call, args))
 
     def _work_and_finish(self, done: Deferred[Any], call: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        self._undone = None
         self._finish(done, _outcome(call, args))
+
+    def break_off(self) -> None:
+        """The process is about to die: do the work of the call under way now, as far as the file system lets it."""
+        undone, self._undone = self._undone, None
+        if undone is not None:
+            _outcome(*undone)
 
     def _finish(self, done: Deferred[Any], outcome: Any) -> None:
         # Like a thread: it takes the next call before the reactor looks at this one's outcome.

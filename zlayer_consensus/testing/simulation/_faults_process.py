@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -54,13 +55,16 @@ def _die(world: World, host: Host, random: Random) -> None:
     else:
         world.count("crash")
         host.kill()
-        world.later(world.span(random) / 2, _lose_power_too, host, random)
+        world.later(world.span(random), _lose_power_too, world, host, random)
     host.restart(world.span(random))
 
 
-def _lose_power_too(host: Host, random: Random) -> None:
-    if host.process is None:
+def _lose_power_too(world: World, host: Host, random: Random) -> None:
+    """The machine follows its process, which may have started again and built on what was never synced."""
+    if not host.gone:
+        world.trace("power loss", f"node {host.node_id}, after its process")
         host.kill(keep(random))
+        host.restart(world.span(random))
 
 
 def crash(world: World, random: Random) -> None:
@@ -71,21 +75,38 @@ def crash(world: World, random: Random) -> None:
         world.count("crash")
         host.kill()
         if random.random() < 0.3:
-            world.later(world.span(random) / 2, _lose_power_too, host, random)
+            world.later(world.span(random), _lose_power_too, world, host, random)
         host.restart(world.span(random))
 
 
 def power_loss(world: World, random: Random) -> None:
-    """A machine loses its power."""
+    """A machine loses its power, most often while its disk works."""
     host = victim(world, random)
     if host is not None:
-        world.trace("power loss", f"node {host.node_id}")
-        host.kill(keep(random))
-        host.restart(world.span(random))
+
+        def burn(*_: object) -> None:
+            world.trace("power loss", f"node {host.node_id}")
+            host.kill(keep(random))
+            host.restart(world.span(random))
+
+        _while_it_works(host, random, burn)
+
+
+def _while_it_works(host: Host, random: Random, burn: Callable[..., object]) -> None:
+    if random.random() < 0.3:
+        burn()
+    else:
+        host.arm(("sync",), random.choice((1, 1, 2, 5)), burn)
 
 
 def power_all(world: World, random: Random) -> None:
-    """All machines lose their power."""
+    """All machines lose their power, most often while a disk works."""
+    host = victim(world, random)
+    if host is not None:
+        _while_it_works(host, random, lambda *_: _lose_all_power(world, random))
+
+
+def _lose_all_power(world: World, random: Random) -> None:
     world.count("power loss of all")
     world.trace("power loss", "all")
     for host in list(world.hosts.values()):

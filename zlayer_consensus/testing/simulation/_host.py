@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from ...errors import StorageFailed
 from ...node import ConsensusNode, InitialMember
 from ...storage import FileLogStore, FileStateMachine, IExecutor, InlineExecutor
 from .._simfs import Keep, SimulatedFileSystem
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OPERATIONS", "Fuse", "Host", "Process"]
 
 START_OF_TIME = 1_700_000_000.0
+_CHANGES = frozenset(("mkdir", "create", "write", "sync", "rename", "remove", "sync_dir"))
 
 
 OPERATIONS = ("create", "write", "sync", "rename", "remove", "sync_dir", "mkdir", "read", "list")
@@ -114,6 +116,8 @@ class Host:
         :param keep: what the disk keeps of that which was not synced, when the machine loses its power; None: the
             process alone dies, and the machine still has everything in its cache.
         """
+        if self.process is not None and not self.files.dead:
+            self._break_off(self.process)
         process, self.process = self.process, None
         when_down, self.when_down = self.when_down, None
         files = self.files
@@ -128,6 +132,23 @@ class Host:
             process.die(silent=keep is not None)
         if when_down is not None:
             when_down(False)
+
+    def _break_off(self, process: Process) -> None:
+        """Let what the disk is doing get as far as chance has it."""
+        left = self.random.choice((0, 1, 2, 3, 5, 10, 1000))
+
+        def step(operation: str, path: str) -> None:
+            nonlocal left
+            if operation in _CHANGES:
+                if not left:
+                    raise StorageFailed(operation, path, "the process dies")
+                left -= 1
+
+        files = self.files
+        before, files.before = files.before, step
+        for executor in process.executors:
+            executor.break_off()
+        files.before = before
 
     def pause(self, seconds: float) -> None:
         """Let the process stand still for a while."""
@@ -233,6 +254,7 @@ class Process:
         self.host = host
         world = host.world
         self.world = world
+        self.executors: list[SimulatedExecutor] = []
         self.alive = True
         self.ready = False
         """Whether it has started, and belongs to the cluster as far as it can tell."""
@@ -256,7 +278,9 @@ class Process:
         if self.world.plan.knobs.inline_disk:
             return InlineExecutor()
         draw = Random(self.random.getrandbits(64)).random
-        return SimulatedExecutor(self.clock, self.host.latency, lambda: draw() < 0.5)
+        executor = SimulatedExecutor(self.clock, self.host.latency, lambda: draw() < 0.5)
+        self.executors.append(executor)
+        return executor
 
     def _log_store(self) -> FileLogStore:
         knobs = self.world.plan.knobs
