@@ -215,14 +215,14 @@ class _Calm:
         if len(leaders) != 1:
             return f"{len(leaders)} leaders; " + ", ".join(f"node {m.node_id}: {m.role} in {m.term}" for m in seen)
         leader = leaders[0]
-        wanted = (leader.node_id, leader.term, leader.last, leader.last.index, leader.last.index)
+        wanted = (leader.node_id, leader.term, leader.last, *(leader.last.index,) * 3)
         wrong = [
             f"node {m.node_id}: {found}, not {wanted}"
             for m in seen
-            if (found := (m.leader_id, m.term, m.last, m.commit, m.applied)) != wanted
+            if (found := (m.leader_id, m.term, m.last, m.durable, m.commit, m.applied)) != wanted
         ]
         if wrong:
-            return "leader, term, last, commit, applied: " + "; ".join(wrong)
+            return "leader, term, last, durable, commit, applied: " + "; ".join(wrong)
         here = {m.node_id for m in seen}
         down = (world.core & set(world.quorums.committed().members)) - here
         if down or not leader.ready or leader.membership.joint:

@@ -65,7 +65,9 @@ def failure(world: World, random: Random) -> None:
         world.trace("disk error", f"{operation} {path}")
         host.expects.add("storage_failed")
         patience = 2 * world.plan.knobs.config.bulk_timeout + 10 * world.plan.knobs.config.election_timeout_max
-        world.later(patience, must_have_stopped, operation, path)
+        # An old snapshot that cannot be removed is no reason to stop: that is tried again.
+        if not (path.startswith("/state/") and operation in ("rename", "sync_dir", "remove")):
+            world.later(patience, must_have_stopped, operation, path)
         raise StorageFailed(operation, path, "Input/output error")
 
     def must_have_stopped(operation: str, path: str) -> None:

@@ -93,7 +93,7 @@ def power_loss(world: World, random: Random) -> None:
 
 
 def _while_it_works(host: Host, random: Random, burn: Callable[..., object]) -> None:
-    if random.random() < 0.3:
+    if random.random() < 0.15:
         burn()
     else:
         host.arm(("sync",), random.choice((1, 1, 2, 5)), burn)
