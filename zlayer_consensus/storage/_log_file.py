@@ -280,7 +280,7 @@ class FileLogStore:
             if seconds > _SLOW_SECONDS:
                 self.log.warn("a write to {directory} took {seconds:.1f} s", directory=self._directory, seconds=seconds)
         while self._writer.warnings:
-            self.log.warn("{warning}", warning=self._writer.warnings.pop(0))
+            self.log.warn("{text}", text=self._writer.warnings.pop(0))
 
     # Between the writes
 
