@@ -80,6 +80,34 @@ class FailingDiskTests(SynchronousTestCase):
         self.assertEqual(4, start.last.index)
         self.assertEqual(4, opened(killed.crash("none"))[1].last.index)
 
+    def test_what_was_queued_behind_a_failure_does_not_reach_the_disk(self) -> None:
+        """S-12: a thread works on before anybody hears of the failure; the next record would leave a gap before it."""
+        clock, executor = Clock(), HeldExecutor()
+        log = store(self.disk.crash("all"), executor=executor, reactor=clock)
+        disk = cast(SimulatedFileSystem, log._writer._file_system)
+        start = log.open()
+        executor.release_all()
+        result(start)
+        done = log.write(LogWrite(entries=entries(4, 4)))
+        executor.release_all()
+        result(done)
+        clock.pump([0.05] * 4)  # the empty record is due
+        writing = log.write(LogWrite(entries=entries(5, 5)))
+        self.assertEqual(len(executor.held), 2)
+        disk.operations.clear()
+        disk.fail("write")
+        outcomes = []
+        for waiting, call, args in executor.held:
+            with self.assertRaises(StorageFailed) as caught:
+                call(*args)
+            outcomes.append((waiting, caught.exception))
+        self.assertEqual(writes(disk), [("write", writes(disk)[0][1])])
+        for waiting, error in outcomes:
+            waiting.errback(error)
+        self.assertRaises(StorageFailed, result, writing)
+        _, found = opened(disk.crash(process_only=True))
+        self.assertEqual(found.last.index, 4)
+
     def test_a_failed_rotation_is_final(self) -> None:
         """S-12: the rename or the directory's sync of a new segment."""
         for operation in ("rename", "sync_dir", "create"):

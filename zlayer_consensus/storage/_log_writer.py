@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
 
 from ..errors import InvariantBroken, LogCompacted, StorageFull, WrongIdentity
 from ..raft import NO_LOG, Entry, HardState, LogWrite, Start
@@ -22,14 +24,34 @@ __all__ = ["LogWriter"]
 RESERVE_BYTES = 1 << 20
 """Space that is kept for term and vote on a full disk."""
 _SMALL_SEGMENT = 64 << 10
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _final(method: Callable[Concatenate[LogWriter, _P], _R]) -> Callable[Concatenate[LogWriter, _P], _R]:
+    """Let nothing follow a failure (S-12): what is to follow may be queued already when it becomes known."""
+
+    @functools.wraps(method)
+    def call(self: LogWriter, /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        if self._failure is not None:
+            raise self._failure
+        try:
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            self._failure = error
+            raise
+
+    return call
+
+
 _FRESH = Summary(NO_LOG, NO_LOG, HardState(), 0, 0)
 
 
 class LogWriter:
     """Segments, records and the files around them.
 
-    After an exception from any of its methods but ``read``, nothing but ``close`` may be called: what the disk holds
-    is unknown then, and nothing is truncated or tried again.
+    After an exception from any of its methods but ``read``, all but ``close`` raise that exception again: what the
+    disk holds is unknown then, and nothing is truncated or tried again.
 
     :param segment_bytes: size of a segment; one that must hold a larger record is larger.
     :param record_bytes: most payload bytes of a record that holds more than one entry.
@@ -61,6 +83,7 @@ class LogWriter:
         self._file: IFile | None = None
         self._closed = True
         """Whether the last record is such that no damage before it can be taken for an unfinished write."""
+        self._failure: BaseException | None = None
 
     # Opening and closing
 
@@ -120,6 +143,7 @@ class LogWriter:
         self._index.segments.append(segment)
         write_identity(fs, layout.directory, self._identity)
 
+    @_final
     def adopt(self, identity: Identity) -> Identity:
         """Set cluster and origin; see ``ILogStore.adopt``."""
         mine = self._identity
@@ -141,7 +165,7 @@ class LogWriter:
         """Release the files and the lock. With ``clean``, write an empty record first, if one is missing."""
         try:
             if self._file is not None:
-                if clean:
+                if clean and self._failure is None:
                     self.mark()
                 self._file.close()
             self._files.close()
@@ -170,6 +194,7 @@ class LogWriter:
 
     # Writing
 
+    @_final
     def commit(self, items: Sequence[LogWrite | Purge]) -> None:
         """Write a group, durably: each record is synced before the next is written.
 
@@ -206,6 +231,7 @@ class LogWriter:
         active.end += len(record)
         active.chain = chain
 
+    @_final
     def mark(self) -> None:
         """Write an empty record, unless the last one is: from now on, damage before it cannot be a torn write."""
         if self._closed:
@@ -264,6 +290,7 @@ class LogWriter:
         """Whether ``do_work`` has anything to do."""
         return self._files.wants_spare(self._index.active) or self._index.has_purged
 
+    @_final
     def do_work(self) -> bool:
         """Remove what is purged and prepare a part of the next segment; return whether there is more."""
         self.drop_purged()
