@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["converge"]
 
 _ELECTIONS = 20
-_PATIENCE = 5
 _ENTRY_BYTES = 100
 
 
@@ -241,7 +240,8 @@ class _Calm:
         members = self._world.quorums.committed().members
         processes = [p for p in self._processes() if p.host.node_id in members]
         writer = self._random.choice(processes)
-        patience = _PATIENCE * self._config.election_timeout_max
+        # The last entry may have to come to a follower in a snapshot.
+        patience = self.limit()
         if not self._config.forward_proposals:
             writer = next(p for p in processes if p.host.node_id == self._leader()[0])
         self._do(writer, end, "a proposal", lambda: writer.node.register_session(timeout=patience))
@@ -264,7 +264,7 @@ class _Calm:
             _ = call().addBoth(answered)
 
         process.clock.enter(enter)
-        late = max(end, timeline.now) + 2 * _PATIENCE * self._config.election_timeout_max
+        late = max(end, timeline.now) + 2 * self.limit()
         timeline.run(late, lambda: bool(done), 0.01)
         error = done[0].value if done and isinstance(done[0], Failure) else None
         if error is not None and not isinstance(error, ConsensusError):

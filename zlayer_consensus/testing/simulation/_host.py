@@ -194,7 +194,7 @@ class Host:
         world, code = self.world, getattr(error, "code", "")
         if self.attic is not None and code in ("incarnation_mismatch", "bootstrap_mismatch", "node_removed"):
             world.count("wiped node refused")
-        elif code == "node_stopped":
+        elif code == "node_stopped" or code in self.expects:
             pass  # why it stopped, it tells itself
         elif code != "node_removed" or not world.quorums.removed(self.node_id):
             raise world.checker.violated("membership", f"node {self.node_id} was refused: {error}")
