@@ -80,6 +80,18 @@ class FailingDiskTests(SynchronousTestCase):
         self.assertEqual(4, start.last.index)
         self.assertEqual(4, opened(killed.crash("none"))[1].last.index)
 
+    def test_an_empty_record_that_a_failed_sync_left_behind_is_written_again(self) -> None:
+        """Hazards §3.1: what follows it would prove that it was durable, and it never was."""
+        self.executor.release_all()
+        self.disk.fail("sync")
+        stopping = self.log.close()  # writes the empty record
+        self.executor.release_all()
+        self.assertRaises(StorageFailed, result, stopping)
+        killed = self.disk.crash(process_only=True)
+        log, _ = opened(killed)
+        result(log.write(LogWrite(entries=entries(4, 4))))
+        self.assertEqual(4, opened(killed.crash("none"))[1].last.index)
+
     def test_what_was_queued_behind_a_failure_does_not_reach_the_disk(self) -> None:
         """S-12: a thread works on before anybody hears of the failure; the next record would leave a gap before it."""
         clock, executor = Clock(), HeldExecutor()

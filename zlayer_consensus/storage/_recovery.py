@@ -243,7 +243,7 @@ class _Recovery:
                 f"{active.path}: dropped an unfinished record at offset {active.end}, {tail.torn_end - active.end} "
                 f"bytes, after entry {index.last.index}; it was never acknowledged, a copy is in quarantine"
             )
-        if tail.last_record is not None and not tail.closed:
+        if tail.last_record is not None:
             self._rewrite(active.path, *tail.last_record)
         for path in self._obsolete:
             self._file_system.remove(path)
