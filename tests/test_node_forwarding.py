@@ -236,6 +236,21 @@ class ForwardingTests(NodeTestCase):
         self.cluster.settle()
         self.assertLessEqual(self.cluster.states()[0]["n"], 20)
 
+    def test_second_copy_after_a_restart(self) -> None:
+        """J-42, J-44: whoever may have taken the first copy in before it started again does not call it undone."""
+        old = self.lead
+        term = old.metrics().term
+        peers = self.follower._runtime.peers
+        member = peers.member(old.node_id)
+        assert member is not None
+        envelope = peers.envelope(member)
+        self.cluster.crash(old.node_id)
+        again = self.cluster.make(old.node_id, log=self.cluster.logs[old.node_id].reopened())
+        proposals = (ForwardedProposal(b"\x01", 1, 0, 0, 1000),)
+        for asked, error in ((term, "outcome_unknown"), (term + 1, "not_leader")):
+            reply: Any = self.cluster.result(again.handle(envelope, ProposeRequest(asked, 1, 1, proposals)))
+            self.assertEqual([each.error for each in reply.outcomes], [error])
+
     def test_follower_stops(self) -> None:
         """J-45: what was sent is unknown, what waited did not happen; all end."""
         _ = self.hold(self.watch())

@@ -142,7 +142,8 @@ class Forwarder:
         self._operations = 0
         self._stream = int(runtime.random() * (1 << 53))
         self._number = 0
-        self._once = Once()
+        self.once: Once
+        """Set when the node starts."""
 
     # At the follower.
 
@@ -313,12 +314,11 @@ class Forwarder:
         In a newer term of ours, what the same node sent later may be in the log already (H-88).
         """
         core = self._rt.core
+        if self.once.known(request.term, sender, request.stream, request.number):
+            return OutcomeUnknown("the request arrived a second time, or too late to tell")
         if core.role is not Role.LEADER or core.term != request.term:
             return self._rt.not_leader()
-        try:
-            self._once.take(core.term, sender, request.stream, request.number)
-        except OutcomeUnknown as error:
-            return error
+        self.once.take(sender, request.stream, request.number)
         return None
 
     def propose(self, sender: int, request: ProposeRequest) -> Deferred[ProposeReply]:

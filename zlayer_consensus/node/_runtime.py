@@ -26,6 +26,7 @@ from ._failures import error_in
 from ._forward import Forwarder
 from ._metrics import Metrics, measure
 from ._observers import Observers
+from ._once import Once
 from ._peers import Peers
 from ._proposals import Proposals
 from ._reads import Reads
@@ -181,6 +182,7 @@ class Runtime:
             raise NodeRemoved(self.node_id)  # nobody would ever tell it again (H-47)
         self.core, self.has_core = core, True
         self.driver = Driver(self, core)
+        self.forwarder.once = Once(self.node_id, start.hard_state)
         self.commit_at_start = self.applier.commit = core.commit
         self.peers.members_changed(core.membership)
         self.observers.role = core.role.value
