@@ -299,7 +299,8 @@ class Workload:
 
         :raises Violation: if it is not.
         """
-        reached = max(host.process.machine.index for host in self.world.hosts.values() if host.process is not None)
+        alive = [host.process for host in self.world.hosts.values() if host.process is not None]
+        reached = max((process.machine.index for process in alive), default=0)
         # Where no quorum was left, nobody can be asked how far it had come.
         self.ledger.check(max(reached, self.acknowledged) if self.world.counts["unrecoverable"] else reached)
         wrong = self.history.check(self.ledger.place)
