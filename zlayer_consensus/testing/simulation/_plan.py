@@ -89,7 +89,7 @@ class Knobs:
             clients=random.randint(1, 6),
             keys=random.randint(1, 5),
             think_time=unit * uniform(0.02, 0.6),
-            duration=unit * uniform(8, 25),
+            duration=unit * uniform(8, 20),
             # To begin takes up to a second, however short the time-outs are.
             early_faults=shortest >= 150 and random.random() < 0.25,
         )
@@ -105,7 +105,7 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         enable_prevote=random.random() < 0.9,
         election_timeout_min_ms=shortest,
         election_timeout_max_ms=int(shortest * choice((1.1, 1.2, 2, 3))),
-        heartbeat_interval_ms=max(1, int(shortest * random.choices((0.1, 0.2, 0.4), (1, 2, 2))[0])),
+        heartbeat_interval_ms=max(1, int(shortest * random.choices((0.1, 0.2, 0.3, 0.45), (1, 2, 3, 3))[0])),
         snapshot_policy=choice(("logs", "logs", "logs", "never")),
         snapshot_logs_since_last=choice((1, 5, 30, 100)),
         snapshot_bytes_since_last=choice((1, 2000, 256 << 20, 256 << 20)),

@@ -314,6 +314,8 @@ class Workload:
 
     def shortage(self) -> str:
         """Return why the run says too little; empty if it says enough."""
+        if self.world.counts["unrecoverable"]:
+            return "no quorum was left that could come to rest"
         if self.history.verdict == "unknown":
             return "the checker of the history has used up its budget"
         if self.done < LEAST_DONE or self.written < LEAST_WRITTEN:
