@@ -251,6 +251,18 @@ class PreVoteTests(TestCase):
         self.assertEqual(c[2].core.next_wake, wake)
         self.assertTrue(c.ask(2, 3, vote(2, c[2].core.last, pre=True)).granted)
 
+    def test_a_refused_candidate_puts_no_election_off(self) -> None:
+        """§5.2: a fast clock and an old log, again and again, do not keep the others from campaigning."""
+        c = Cluster(3, enable_prevote=False)
+        c.elect(1).propose(b"a")
+        c.settle()
+        c.isolate(1)
+        c.sleep(1.6)
+        wake = c[2].core.next_wake
+        for term in range(5, 10):
+            self.assertFalse(c.ask(2, 3, vote(term)).granted)
+            self.assertEqual((c[2].core.term, c[2].core.next_wake), (term, wake))
+
     def test_h13_a_learner_never_campaigns_but_votes(self) -> None:
         """H-13: a node that is no voter by its own log answers a candidate whose log says otherwise."""
         c = Cluster(3)

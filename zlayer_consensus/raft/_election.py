@@ -82,7 +82,12 @@ def on_vote_request(s: State, token: Token, sender: int, message: VoteRequest) -
         s.answer(token, VoteReply(s.term, message.campaign, True, granted))
         return
     if message.term > s.term and not sticky:
+        deadline, led = s.election_deadline, s.role is Role.LEADER
         s.become_follower(message.term, None)
+        if not led:
+            # Only a vote that is granted puts it off (§5.2): else one whose clock is fast and whose log is behind
+            # could keep the others from campaigning for ever.
+            s.election_deadline = deadline
     granted = (
         message.term == s.term
         and not sticky
