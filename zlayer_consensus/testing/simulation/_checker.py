@@ -49,7 +49,7 @@ def quorum(membership: Membership, having: set[int]) -> bool:
 class _Life:
     """What was last seen of a process."""
 
-    __slots__ = ("applied", "commit", "machine", "membership", "purging", "role", "term")
+    __slots__ = ("applied", "commit", "configured", "machine", "membership", "purging", "role", "term")
 
     def __init__(self) -> None:
         self.role: Role | None = None
@@ -59,6 +59,8 @@ class _Life:
         self.machine = 0
         self.membership = Membership()
         self.purging: LogId | None = None
+        self.configured: LogId | None = None
+        """A configuration that nobody had before, appended in the present step."""
 
 
 class Checker:
@@ -124,6 +126,7 @@ class Checker:
         for entry in write.entries:
             if entry.kind == EntryKind.CONFIG and entry.id not in self.configs:
                 self.configs[entry.id] = Membership.decode(entry.payload)
+                self._lives[node_id].configured = entry.id
             self._match(node_id, entry, latest.term_at(entry.index - 1))
         return write
 
@@ -227,8 +230,17 @@ class Checker:
             before = (life.term, life.commit, life.applied)
             raise self.violated("monotone", f"node {node_id} fell from {before} to {(term, commit, applied)}")
         if commit > life.commit:
+            if role is Role.LEADER and core.term_at(commit) not in (term, None):
+                text = f"node {node_id} leads term {term} and commits {commit} of term {core.term_at(commit)} by counting"
+                raise self.violated("commit of its own term", text)
             # In the same step it may have appended the next configuration.
             self._commit(node_id, life.commit, commit, (core.membership, life.membership))
+        if life.configured is not None:
+            # H-40, J-60; the initial configuration is of term 0.
+            configured, life.configured = life.configured, None
+            if configured.term and core.term_at(commit) not in (configured.term, None):
+                text = f"node {node_id} appends configuration {configured}, and has committed nothing of its term"
+                raise self.violated("configuration after commit", text)
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
         if life.purging is not None:

@@ -88,8 +88,8 @@ class Knobs:
             straggle_delay=unit * choice((1.0, 5.0)),
             clients=random.randint(1, 6),
             keys=random.randint(1, 5),
-            think_time=unit * uniform(0.02, 0.6),
-            duration=unit * uniform(8, 20),
+            think_time=unit * uniform(0.02, 0.3),
+            duration=unit * uniform(9, 20),
             # To begin takes up to a second, however short the time-outs are.
             early_faults=shortest >= 150 and random.random() < 0.25,
         )
