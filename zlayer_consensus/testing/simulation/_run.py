@@ -112,6 +112,8 @@ def run_plan(
         # simulation, the default one prints. The publisher has no other way to set them aside.
         globalLogPublisher._observers = [_Leftovers(leftovers)]
         gc.collect()
+        # Once more, for what the end of a suspended coroutine has kept alive: no later collection would look at it.
+        gc.collect()
     finally:
         globalLogPublisher._observers = before
         gc.unfreeze()
