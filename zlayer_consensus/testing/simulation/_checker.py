@@ -222,8 +222,8 @@ class Checker:
     def observe(self, process: Process) -> None:
         """Look at a node after a step."""
         runtime = process.node._runtime
-        if not runtime.has_core or process.stopped:
-            return
+        if not runtime.has_core or runtime.state != "running":
+            return  # a core that is stopped writes and sends nothing of what it still takes in
         core, life, node_id = runtime.core, self._lives[process.host.node_id], process.host.node_id
         term, commit, applied, role = core.term, core.commit, runtime.applier.applied, core.role
         if term < life.term or commit < life.commit or applied < life.applied:
