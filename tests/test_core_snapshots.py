@@ -295,6 +295,17 @@ class InstallTests(TestCase):
         reply = c.ask(1, 2, AppendRequest(5, 1, 0, LogId(3, 5), (Entry.make(6, 5, EntryKind.NOOP),), 6))
         self.assertEqual((reply.success, reply.match), (True, 6))
 
+    def test_what_is_durable_counts_while_the_log_is_replaced(self) -> None:
+        """J-26: what was acknowledged is told in heartbeats too, or the leader takes the log for one that went back."""
+        c, node = self.follower([1])
+        node.hold_disk = True
+        entries = tuple(Entry.make(index, 5, EntryKind.NOOP) for index in (3, 4))
+        self.assertIsNone(c.ask(1, 2, AppendRequest(5, 0, 0, LogId(1, 2), entries, 0), sync=False))
+        self.install(c, LogId(5, 6))
+        node.sync(1)
+        reply = c.ask(1, 2, HeartbeatRequest(5, 1, 1), sync=False)
+        self.assertEqual(reply.last_index, 4)
+
     def test_j86_a_snapshot_that_contradicts_what_is_committed(self) -> None:
         """J-86, H-25: same index, other term, and committed here: the node stops."""
         c, _ = self.follower([1, 1, 1], commit=4)

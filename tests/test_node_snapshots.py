@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from typing import Any, ClassVar
 
-from twisted.internet.defer import succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
@@ -28,6 +28,7 @@ from zlayer_consensus.storage import (
     FileLogStore,
     FileStateMachine,
     InlineExecutor,
+    ISnapshotReader,
     IStateMachine,
     Manifest,
     MemLogStore,
@@ -137,6 +138,34 @@ class SnapshotTests(NodeTestCase):
         self.cluster.result(self.cluster.leader().transfer_leadership(node.node_id))
         self.cluster.until(lambda: node.metrics().ready)
         self.assertEqual(self.cluster.result(node.propose(["add", "n", 1], session=session, sequence=1)), 1)
+
+    def test_stop_while_a_snapshot_is_loaded(self) -> None:
+        """H-66: giving up says nothing against the snapshot."""
+        node = self.follower
+        others = [self.cluster.address(i) for i in self.ids if i != node.node_id]
+        self.cluster.network.partition([node.address], others)
+        self.fill()
+        chunks: list[Deferred[bytes | None]] = []
+        store = node._runtime.store
+        plain = store.reader
+
+        def slow() -> ISnapshotReader:
+            reader = plain()
+
+            def held() -> Deferred[bytes | None]:
+                chunks.append(Deferred())
+                return chunks[-1]
+
+            self.patch(reader, "next_chunk", held)
+            return reader
+
+        self.patch(store, "reader", slow)
+        self.cluster.network.heal()
+        self.cluster.until(lambda: bool(chunks))
+        stopped = node.when_stopped()
+        self.cluster.result(node.shutdown())
+        self.assertIsNone(self.successResultOf(stopped))
+        self.assertEqual(self.flushLoggedErrors(), [])
 
     def test_a_new_member_gets_a_snapshot(self) -> None:
         """H-67: with the tombstones of those who left before."""
