@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...network import SnapshotChunkReply
@@ -72,6 +73,8 @@ class Checker:
         self.mirrors: dict[int, Mirror] = {}
         self.configs: dict[LogId, Membership] = {}
         """Every configuration that was ever appended anywhere."""
+        self.on_configuration: Callable[[int], object] | None = None
+        """Called with the node that has just appended a configuration that nobody had before."""
         self.elections = 0
         self.violation: Violation | None = None
         """The first one. The code under test may have swallowed the exception."""
@@ -123,11 +126,15 @@ class Checker:
             if new.term < old.term or (new.term == old.term and old.voted_for not in (0, new.voted_for)):
                 raise self.violated("term and vote", f"node {node_id} goes from {old} to {new}")
         mirror.written(write)
+        news = False
         for entry in write.entries:
             if entry.kind == EntryKind.CONFIG and entry.id not in self.configs:
                 self.configs[entry.id] = Membership.decode(entry.payload)
                 self._lives[node_id].configured = entry.id
+                news = news or bool(entry.term)
             self._match(node_id, entry, latest.term_at(entry.index - 1))
+        if news and self.on_configuration is not None:
+            self.on_configuration(node_id)
         return write
 
     def _match(self, node_id: int, entry: Entry, before: int | None) -> None:
@@ -231,7 +238,9 @@ class Checker:
             raise self.violated("monotone", f"node {node_id} fell from {before} to {(term, commit, applied)}")
         if commit > life.commit:
             if role is Role.LEADER and core.term_at(commit) not in (term, None):
-                text = f"node {node_id} leads term {term} and commits {commit} of term {core.term_at(commit)} by counting"
+                text = (
+                    f"node {node_id} leads term {term} and commits {commit} of term {core.term_at(commit)} by counting"
+                )
                 raise self.violated("commit of its own term", text)
             # In the same step it may have appended the next configuration.
             self._commit(node_id, life.commit, commit, (core.membership, life.membership))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from random import Random
 from typing import TYPE_CHECKING
 
+from . import _faults_changes as changes
 from . import _faults_disk as disk
 from . import _faults_members as members
 from . import _faults_network as network
@@ -44,6 +45,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "add voter": (2.0, members.add_voter),
     "add learner": (1.5, members.add_learner),
     "remove voter": (1.5, members.remove_voter),
+    "interrupted change": (4.0, changes.interrupt),
     "remove learner": (0.7, members.remove_learner),
     "change voters": (1.5, members.change_voters),
     "replace": (1.0, members.replace),
