@@ -55,7 +55,7 @@ def _ask(
     if not hosts:
         return
     leaders = [host for host in world.leaders() if host in hosts]
-    host = leaders[0] if leaders and random.random() < 0.6 else random.choice(hosts)
+    host = leaders[0] if leaders and random.random() < 0.85 else random.choice(hosts)
     process = host.process
     assert process is not None
 

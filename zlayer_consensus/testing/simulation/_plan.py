@@ -119,7 +119,7 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         rpc_timeout=max(0.001, bulk),
         snapshot_timeout=bulk * choice((1, 5)) * (4 if profile == "wan" else 1),
         snapshot_chunk_bytes=(
-            random.choices((1, 20, 300, 1 << 18), (0.1, 1, 2, 3))[0] if quick else choice((300, 1 << 18))
+            random.choices((1, 20, 300, 1 << 18), (0.02, 0.5, 2, 3))[0] if quick else choice((300, 1 << 18))
         ),
         proposal_timeout=unit_ms / 1000 * choice((1, 4)),
         max_proposal_bytes=largest,
