@@ -15,7 +15,9 @@ from ...raft import (
     LogId,
     LogWrite,
     Membership,
+    RaftCore,
     Role,
+    SnapshotPoint,
     Start,
     VoteReply,
     VoteRequest,
@@ -50,7 +52,18 @@ def quorum(membership: Membership, having: set[int]) -> bool:
 class _Life:
     """What was last seen of a process."""
 
-    __slots__ = ("applied", "commit", "configured", "machine", "membership", "purging", "role", "term")
+    __slots__ = (
+        "applied",
+        "commit",
+        "configured",
+        "machine",
+        "membership",
+        "newest",
+        "purging",
+        "role",
+        "snapshot",
+        "term",
+    )
 
     def __init__(self) -> None:
         self.role: Role | None = None
@@ -58,7 +71,10 @@ class _Life:
         self.commit = 0
         self.applied = 0
         self.machine = 0
-        self.membership = Membership()
+        self.membership: Membership | None = None
+        """The configuration in effect, and where the newest one of the log stands."""
+        self.newest: list[LogId] = []
+        self.snapshot: SnapshotPoint | None = None
         self.purging: LogId | None = None
         self.configured: LogId | None = None
         """A configuration that nobody had before, appended in the present step."""
@@ -73,6 +89,7 @@ class Checker:
         self.mirrors: dict[int, Mirror] = {}
         self.configs: dict[LogId, Membership] = {}
         """Every configuration that was ever appended anywhere."""
+        self._committed_configs: list[LogId] = []
         self.on_configuration: Callable[[int], object] | None = None
         """Called with the node that has just appended a configuration that nobody had before."""
         self.elections = 0
@@ -243,13 +260,8 @@ class Checker:
                 )
                 raise self.violated("commit of its own term", text)
             # In the same step it may have appended the next configuration.
-            self._commit(node_id, life.commit, commit, (core.membership, life.membership))
-        if life.configured is not None:
-            # H-40, J-60; the initial configuration is of term 0.
-            configured, life.configured = life.configured, None
-            if configured.term and core.term_at(commit) not in (configured.term, None):
-                text = f"node {node_id} appends configuration {configured}, and has committed nothing of its term"
-                raise self.violated("configuration after commit", text)
+            self._commit(node_id, life.commit, commit, (core.membership, life.membership or core.membership))
+        self._configuration(node_id, life, core)
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
         if life.purging is not None:
@@ -259,7 +271,6 @@ class Checker:
             self.mirrors[node_id].purged(life.purging)
             life.purging = None
         life.term, life.commit, life.applied, life.role = term, commit, applied, role
-        life.membership = core.membership
         last, snapshot = core.last.index, core.snapshot
         taken = snapshot.last.index if snapshot is not None else 0
         if not (core.purged.index <= max(taken, 0) <= commit <= last and applied <= commit and core.durable <= last):
@@ -268,6 +279,28 @@ class Checker:
                 f"durable {core.durable}, last {last}"
             )
             raise self.violated("order of indexes", text)
+
+    def _configuration(self, node_id: int, life: _Life, core: RaftCore) -> None:
+        """The configuration in effect is the newest of the log, committed or not; a snapshot's is that of its index."""
+        if life.configured is not None:
+            # H-40, J-60; the initial configuration is of term 0.
+            configured, life.configured = life.configured, None
+            if configured.term and core.term_at(core.commit) not in (configured.term, None):
+                text = f"node {node_id} appends configuration {configured}, and has committed nothing of its term"
+                raise self.violated("configuration after commit", text)
+        newest = self.mirrors[node_id].latest.configs[-1:]
+        if core.membership is not life.membership or newest != life.newest:
+            life.membership, life.newest = core.membership, newest
+            if newest and core.membership != self.configs[newest[0]]:
+                text = f"node {node_id} goes by {core.membership}, and {newest[0]} is {self.configs[newest[0]]}"
+                raise self.violated("configuration in effect", text)
+        snapshot = core.snapshot
+        if snapshot is not life.snapshot and snapshot is not None:
+            life.snapshot = snapshot
+            found = [each for each in self._committed_configs if each.index <= snapshot.last.index]
+            if found and snapshot.membership != self.configs[found[-1]]:
+                text = f"node {node_id} has {snapshot.membership} at {snapshot.last}, and {found[-1]} is another one"
+                raise self.violated("configuration in a snapshot", text)
 
     def _commit(self, node_id: int, seen: int, commit: int, memberships: tuple[Membership, ...]) -> None:
         latest, committed = self.mirrors[node_id].latest, self.committed
@@ -290,6 +323,9 @@ class Checker:
             if index != len(committed) + 1:
                 raise self.violated("commit", f"node {node_id} commits {index} after {len(committed)}")
             committed.append(found)
+            position = LogId(found[0], index)
+            if position in self.configs:
+                self._committed_configs.append(position)
         if commit > len(committed):
             raise self.violated("commit", f"node {node_id} says {commit} is committed, known is {len(committed)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, field
 
-from ...raft import NO_LOG, Entry, HardState, LogId, LogWrite, Start
+from ...raft import NO_LOG, Entry, EntryKind, HardState, LogId, LogWrite, Start
 
 __all__ = ["Copy", "Mark", "Mirror", "mark"]
 
@@ -25,6 +25,8 @@ class Copy:
     base: LogId = NO_LOG
     marks: list[Mark] = field(default_factory=list)
     state: HardState = field(default_factory=HardState)
+    configs: list[LogId] = field(default_factory=list)
+    """Positions of configurations, ascending; without those that came in a snapshot."""
 
     @property
     def last(self) -> int:
@@ -50,10 +52,13 @@ class Copy:
     def change(self, write: LogWrite, entries: int | None = None) -> None:
         """Make a write; or its beginning, with so many of its entries."""
         if write.reset is not None:
-            self.base, self.marks = write.reset, []
+            self.base, self.marks, self.configs = write.reset, [], []
         if write.truncate_after is not None:
             del self.marks[max(0, write.truncate_after - self.base.index) :]
+            while self.configs and self.configs[-1].index > write.truncate_after:
+                self.configs.pop()
         self.marks += [mark(entry) for entry in write.entries[:entries]]
+        self.configs += [entry.id for entry in write.entries[:entries] if entry.kind == EntryKind.CONFIG]
         if write.hard_state is not None and (entries is None or entries >= len(write.entries)):
             self.state = write.hard_state
 
@@ -65,7 +70,7 @@ class Copy:
 
     def copy(self) -> Copy:
         """Return a copy."""
-        return Copy(self.base, self.marks[:], self.state)
+        return Copy(self.base, self.marks[:], self.state, self.configs[:])
 
 
 class Mirror:
