@@ -89,6 +89,8 @@ class Checker:
         self.mirrors: dict[int, Mirror] = {}
         self.configs: dict[LogId, Membership] = {}
         """Every configuration that was ever appended anywhere."""
+        self._committed_in: list[int] = []
+        """The term in which each entry was committed."""
         self._committed_configs: list[LogId] = []
         self.on_configuration: Callable[[int], object] | None = None
         """Called with the node that has just appended a configuration that nobody had before."""
@@ -260,7 +262,7 @@ class Checker:
                 )
                 raise self.violated("commit of its own term", text)
             # In the same step it may have appended the next configuration.
-            self._commit(node_id, life.commit, commit, (core.membership, life.membership or core.membership))
+            self._commit(node_id, life.commit, commit, term, (core.membership, life.membership or core.membership))
         self._configuration(node_id, life, core)
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
@@ -302,7 +304,7 @@ class Checker:
                 text = f"node {node_id} has {snapshot.membership} at {snapshot.last}, and {found[-1]} is another one"
                 raise self.violated("configuration in a snapshot", text)
 
-    def _commit(self, node_id: int, seen: int, commit: int, memberships: tuple[Membership, ...]) -> None:
+    def _commit(self, node_id: int, seen: int, commit: int, term: int, memberships: tuple[Membership, ...]) -> None:
         latest, committed = self.mirrors[node_id].latest, self.committed
         for index in range(max(seen, latest.base.index) + 1, commit + 1):
             found = latest.mark_at(index)
@@ -323,6 +325,7 @@ class Checker:
             if index != len(committed) + 1:
                 raise self.violated("commit", f"node {node_id} commits {index} after {len(committed)}")
             committed.append(found)
+            self._committed_in.append(term)
             position = LogId(found[0], index)
             if position in self.configs:
                 self._committed_configs.append(position)
@@ -340,7 +343,8 @@ class Checker:
             raise self.violated("election safety", f"nodes {other} and {node_id} lead term {term}")
         latest = self.mirrors[node_id].latest
         for index in range(latest.base.index + 1, len(self.committed) + 1):
-            if latest.mark_at(index) != self.committed[index - 1]:
+            # A candidate that was paused may learn late that it was elected, when later terms have their own leaders.
+            if self._committed_in[index - 1] < term and latest.mark_at(index) != self.committed[index - 1]:
                 text = f"node {node_id} leads term {term} without the committed entry {index}"
                 raise self.violated("leader completeness", text)
 
