@@ -285,11 +285,9 @@ class Checker:
     def _configuration(self, node_id: int, life: _Life, core: RaftCore) -> None:
         """The configuration in effect is the newest of the log, committed or not; a snapshot's is that of its index."""
         if life.configured is not None:
-            # H-40, J-60; the initial configuration is of term 0.
             configured, life.configured = life.configured, None
-            if configured.term and core.term_at(core.commit) not in (configured.term, None):
-                text = f"node {node_id} appends configuration {configured}, and has committed nothing of its term"
-                raise self.violated("configuration after commit", text)
+            wrong = self._change(configured, self.mirrors[node_id].latest.configs, core) if configured.term else ""
+            self._require("membership change", wrong, f"node {node_id} appends configuration {configured}")
         newest = self.mirrors[node_id].latest.configs[-1:]
         if core.membership is not life.membership or newest != life.newest:
             life.membership, life.newest = core.membership, newest
@@ -303,6 +301,21 @@ class Checker:
             if found and snapshot.membership != self.configs[found[-1]]:
                 text = f"node {node_id} has {snapshot.membership} at {snapshot.last}, and {found[-1]} is another one"
                 raise self.violated("configuration in a snapshot", text)
+
+    def _change(self, configured: LogId, positions: list[LogId], core: RaftCore) -> str:
+        """Say what is wrong with a configuration that a leader has just appended (H-40, J-60, J-67)."""
+        if core.term_at(core.commit) not in (configured.term, None):
+            return "nothing of its term is committed"
+        before = [position for position in positions if position.index < configured.index]
+        if not before:
+            return ""
+        old, new = self.configs[before[-1]], self.configs[configured]
+        if before[-1].index > core.commit:
+            return f"{before[-1]} is not committed"
+        if old.outgoing:
+            return "" if new.voters == old.voters and not new.outgoing else f"{old} was joint, and {new} follows"
+        right = new.outgoing == (old.voters if new.voters != old.voters else frozenset())
+        return "" if right else f"voters go from {sorted(old.voters)} to {new}"
 
     def _commit(self, node_id: int, seen: int, commit: int, term: int, memberships: tuple[Membership, ...]) -> None:
         latest, committed = self.mirrors[node_id].latest, self.committed

@@ -46,6 +46,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "add learner": (1.5, members.add_learner),
     "remove voter": (1.5, members.remove_voter),
     "interrupted change": (4.0, changes.interrupt),
+    "interrupted transfer": (2.0, changes.interrupt_transfer),
     "remove learner": (0.7, members.remove_learner),
     "change voters": (1.5, members.change_voters),
     "replace": (1.0, members.replace),

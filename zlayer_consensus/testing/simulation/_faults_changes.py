@@ -1,4 +1,4 @@
-"""Changes of the membership that are cut short: what befalls a leader when it has just appended a configuration."""
+"""What is cut short: changes of the membership just after their first entry, and transfers of leadership."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ._host import Host
     from ._world import World
 
-__all__ = ["interrupt"]
+__all__ = ["interrupt", "interrupt_transfer"]
 
 _CHANGES = (
     members.add_voter,
@@ -42,11 +42,24 @@ def interrupt(world: World, random: Random) -> None:
     random.choice(_CHANGES)(world, random)
 
 
+def interrupt_transfer(world: World, random: Random) -> None:
+    """Leadership is handed to a node which something befalls."""
+    leaders = world.leaders()
+    voters = world.quorums.committed().voters
+    targets = [host for host in world.hosts.values() if host.awake and host.node_id in voters and host not in leaders]
+    if not leaders or not targets:
+        return
+    target = random.choice(targets)
+    members.transfer_to(world, random, target.node_id)
+    delay = random.choice((0.0, 1.0, 2.0)) * world.plan.knobs.delay[1]
+    world.later(delay, lambda: _befall(world, random, target) if target.process is not None else None)
+
+
 def _befall(world: World, random: Random, host: Host) -> None:
     span = world.long_span(random)
     way = random.choice(("cut off", "cut off", "cut off with another", "crash", "power loss", "pause"))
-    world.count("change interrupted")
-    world.trace("change interrupted", f"node {host.node_id}: {way}")
+    world.count("interrupted")
+    world.trace("interrupted", f"node {host.node_id}: {way}")
     if way == "crash":
         world.count("crash")
         host.kill()

@@ -30,6 +30,7 @@ __all__ = [
     "replace",
     "snapshot",
     "transfer",
+    "transfer_to",
     "trigger_election",
 ]
 
@@ -264,7 +265,11 @@ def _announce(world: World, random: Random, host: Host) -> None:
 def transfer(world: World, random: Random) -> None:
     """Leadership is handed to somebody, or to anybody."""
     voters = sorted(world.quorums.committed().voters)
-    target = random.choice(voters) if voters and random.random() < 0.5 else None
+    transfer_to(world, random, random.choice(voters) if voters and random.random() < 0.5 else None)
+
+
+def transfer_to(world: World, random: Random, target: int | None) -> None:
+    """Leadership is handed to this node, or to any."""
     seconds = _patience(world, random)
     _ask(world, random, "transfer", lambda node: node.transfer_leadership(target, timeout=seconds))
 
