@@ -90,23 +90,28 @@ def loads(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     return value
 
 
+_HARMLESS = frozenset((bytes, str, bool, type(None)))
+
+
 def _check(value: Any) -> None:
-    kind = type(value)
-    if kind is bytes or kind is str or kind is bool or value is None:
-        return
-    if kind is int:
-        if not _INT_MIN <= value <= _INT_MAX:
-            raise CborError("an integer has more than 64 bits")
-    elif kind is float:
-        if not math.isfinite(value):
-            raise CborError("NaN and infinities are not allowed")
-    elif kind is list:
-        for item in value:
-            _check(item)
-    elif kind is dict:
-        for key, item in value.items():
-            if type(key) is not str and type(key) is not bytes:
-                raise CborError("a map key is neither text nor bytes")
-            _check(item)
-    else:
-        raise CborError(f"a value of type {kind.__name__} is not allowed")
+    """Refuse what the decoder takes and nobody here wants. What it returns has no cycles."""
+    pending = [value]
+    for each in pending:  # which grows meanwhile; calls would cost more than all the rest
+        kind = type(each)
+        if kind in _HARMLESS:
+            continue
+        if kind is int:
+            if not _INT_MIN <= each <= _INT_MAX:
+                raise CborError("an integer has more than 64 bits")
+        elif kind is list:
+            pending += each
+        elif kind is dict:
+            for key in each:
+                if type(key) is not str and type(key) is not bytes:
+                    raise CborError("a map key is neither text nor bytes")
+            pending += each.values()
+        elif kind is float:
+            if not math.isfinite(each):
+                raise CborError("NaN and infinities are not allowed")
+        else:
+            raise CborError(f"a value of type {kind.__name__} is not allowed")
