@@ -41,9 +41,11 @@ class _Content:
         if end > len(self.cached):
             self.cached.extend(bytes(end - len(self.cached)))
         self.cached[offset:end] = data
-        for sector in range(offset // SECTOR, -(-end // SECTOR)):
-            self.dirty.pop(sector, None)
-            self.dirty[sector] = None
+        dirty, sectors = self.dirty, range(offset // SECTOR, -(-end // SECTOR))
+        if dirty:
+            for sector in sectors:
+                dirty.pop(sector, None)
+        dirty.update(dict.fromkeys(sectors))
 
     def sync(self) -> None:
         self.own()
@@ -58,8 +60,18 @@ class _Content:
     def _persist(self, sectors: Iterable[int], size: int) -> None:
         # A size that is durable while a sector in it is not leaves zeros there.
         self.durable.extend(bytes(max(0, size - len(self.durable))))
-        for sector in sectors:
-            start, end = sector * SECTOR, min((sector + 1) * SECTOR, size)
+        first = last = -1
+        for sector in sorted(sectors):
+            if sector != last:
+                self._copy(first, last, size)
+                first = sector
+            last = sector + 1
+        self._copy(first, last, size)
+
+    def _copy(self, first: int, last: int, size: int) -> None:
+        """Bring a row of sectors to the disk."""
+        start, end = first * SECTOR, min(last * SECTOR, size)
+        if start >= 0:
             self.durable[start:end] = self.cached[start:end]
 
     def copy(self) -> _Content:
