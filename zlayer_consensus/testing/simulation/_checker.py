@@ -99,6 +99,8 @@ class Checker:
         """The first one. The code under test may have swallowed the exception."""
         self._lives: dict[int, _Life] = {}
         self._leaders: dict[int, int] = {}
+        self._campaigns: dict[tuple[int, int], LogId] = {}
+        """(term, candidate): where its log ended."""
         self._votes: dict[tuple[int, int], int] = {}
         self._known: dict[tuple[int, int], tuple[int, int | None]] = {}
         """(index, term) of every entry that ever was: its check sum and the term before it."""
@@ -192,6 +194,7 @@ class Checker:
 
     def _request(self, sender: int, message: Any) -> None:
         if isinstance(message, VoteRequest) and not message.pre_vote:
+            self._campaigns[message.term, sender] = message.last
             state = self.mirrors[sender].durable.state
             if (state.term, state.voted_for) != (message.term, sender) and state.term <= message.term:
                 raise self.violated(
@@ -221,6 +224,12 @@ class Checker:
         state = self.mirrors[voter].durable.state
         if state.term <= term and (state.term, state.voted_for) != (term, candidate):
             raise self.violated("persist before send", f"node {voter} votes for {candidate} in {term} with {state}")
+        last, mine = self._campaigns.get((term, candidate)), self.mirrors[voter].latest
+        ends = LogId(mine.term_at(mine.last) or 0, mine.last)
+        # What is of this term came from the candidate, which others have elected meanwhile.
+        if last is not None and state.term == term > ends.term and ends > last:
+            text = f"node {voter}, whose log ends at {ends}, votes in {term} for {candidate}, whose ends at {last}"
+            raise self.violated("vote for the newer log", text)
         if self._votes.setdefault((term, voter), candidate) != candidate:
             raise self.violated("one vote", f"node {voter} votes for {candidate} in term {term}, too")
 

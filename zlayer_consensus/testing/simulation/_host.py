@@ -261,7 +261,13 @@ class Process:
         self.cause: BaseException | None = None
         self.stopped = False
         self.random = Random(f"{world.plan.seed} node {host.node_id} {host.starts}")
-        self.clock = ProcessClock(world.timeline, rate=host.rate, start=self.random.uniform(0.0, 1e6))
+        draw, unit = Random(self.random.getrandbits(64)).random, world.plan.knobs.config.election_timeout_min
+        self.clock = ProcessClock(
+            world.timeline,
+            rate=host.rate,
+            start=self.random.uniform(0.0, 1e6),
+            jitter=lambda: draw() * unit / 50,
+        )
         world.processes[self.clock] = self
         self.impostor = host.attic is not None
         """Whether it runs on a disk that was wiped. The checker does not look at it then."""

@@ -79,6 +79,8 @@ class _Clients:
         self._keys = [b"k%d" % number for number in range(keys)]
         self._known: dict[bytes, KeyValue | None] = {}
         self._count = 0
+        self._large: float | None = None
+        """How many values are larger than they need be."""
         self._kinds: list[tuple[float, Callable[[Random, bytes, int], Action]]] = [
             (20, self._put),
             (22, self._get),
@@ -101,7 +103,9 @@ class _Clients:
     def _token(self, random: Random, client: int) -> bytes:
         """Return a value that no other command has."""
         token = self._tag(client)
-        return token.ljust(random.choice((30, 300, 3000)), b"-") if random.random() < 0.1 else token
+        if self._large is None:
+            self._large = random.choice((0.02, 0.1, 0.6))
+        return token.ljust(random.choice((30, 300, 3000)), b"-") if random.random() < self._large else token
 
     def _tag(self, client: int) -> bytes:
         self._count += 1

@@ -134,13 +134,18 @@ class ProcessClock:
 
     :param rate: its seconds in one of the world's.
     :param start: what it shows at first.
+    :param jitter: draws by how many seconds what arrives during a pause is late after it: it meets the process in any
+        order.
     """
 
-    def __init__(self, timeline: Timeline, *, rate: float = 1.0, start: float = 0.0) -> None:
+    def __init__(
+        self, timeline: Timeline, *, rate: float = 1.0, start: float = 0.0, jitter: Callable[[], float] = float
+    ) -> None:
         self.rate = rate
         self.dead = False
         self.paused_until = 0.0
         self._timeline = timeline
+        self._jitter = jitter
         self._start = start
         self._birth = timeline.now
 
@@ -182,7 +187,7 @@ class ProcessClock:
         if self.dead:
             return
         if self.paused_until > timeline.now:
-            self.callLater((self.paused_until - timeline.now) * self.rate, call, *args)
+            self.callLater((self.paused_until - timeline.now) * self.rate + self._jitter(), call, *args)
             return
         before, timeline.current = timeline.current, self
         timeline.events += 1
