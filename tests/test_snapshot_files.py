@@ -410,6 +410,27 @@ class FaultTests(Case):
             else:
                 self.fail("never succeeded")
 
+    def test_leftovers_that_cannot_be_removed_are_in_nobodys_way(self) -> None:
+        """The next snapshot can be taken, also if it is one of the same position; and an opening removes them."""
+        files = SimulatedFileSystem()
+        store = self.opened(files, part_bytes=1)
+        for at in (1, 1, 2):
+            writer = store.writer(point(at))
+            for chunk in NEW:
+                self.successResultOf(writer.write(chunk))
+            files.fail("remove")
+            self.failureResultOf(writer.abort(), StorageFailed)
+            self.successResultOf(writer.abort())
+        manifest = self.save(store, point(2), NEW)
+        receiver = store.receiver(Manifest(point(3), manifest.parts))
+        self.successResultOf(receiver.write(0, 0, b"x"))
+        files.fail("remove")
+        self.failureResultOf(receiver.abort(), StorageFailed)
+        self.assertEqual(store.receiver(Manifest(point(3), manifest.parts)).position, (0, 0))
+        content = self.content(files.crash(process_only=True))
+        assert content is not None
+        self.assertEqual(content[1], NEW)
+
     def test_full_disk_everywhere(self) -> None:
         """S-11, at every size of the room that is left."""
         whole = SimulatedFileSystem()

@@ -192,8 +192,10 @@ class Writer:
         return uncancelled(self._abort())
 
     async def _abort(self) -> None:
-        await self._discard()
-        self._end()
+        try:
+            await self._discard()
+        finally:  # what could not be removed goes at the next opening, and is in nobody's way
+            self._end()
 
     def _end(self) -> None:
         if self._state != "ended":
@@ -348,8 +350,10 @@ class Receiver:
         return uncancelled(self._abort())
 
     async def _abort(self) -> None:
-        await self._discard()
-        self._end()
+        try:
+            await self._discard()
+        finally:  # what could not be removed goes at the next opening, and is in nobody's way
+            self._end()
 
     def _end(self) -> None:
         if self._state != "ended":
