@@ -413,11 +413,13 @@ class FaultTests(Case):
     def test_leftovers_that_cannot_be_removed_are_in_nobodys_way(self) -> None:
         """The next snapshot can be taken, also if it is one of the same position; and an opening removes them."""
         files = SimulatedFileSystem()
-        store = self.opened(files, part_bytes=1)
+        store = self.opened(files)
         for at in (1, 1, 2):
             writer = store.writer(point(at))
             for chunk in NEW:
                 self.successResultOf(writer.write(chunk))
+            files.fail("sync")
+            self.failureResultOf(writer.publish(), StorageFailed)
             files.fail("remove")
             self.failureResultOf(writer.abort(), StorageFailed)
             self.successResultOf(writer.abort())
