@@ -40,7 +40,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "stalled disk": (1.5, disk.stall),
     "disk full": (1.0, disk.disk_full),
     "disk error": (1.0, disk.failure),
-    "bit rot": (1.0, disk.rot),
+    "bit rot": (2.0, disk.rot),
     "wipe": (1.0, disk.wipe),
     "add voter": (2.0, members.add_voter),
     "add learner": (1.5, members.add_learner),

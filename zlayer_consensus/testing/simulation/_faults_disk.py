@@ -95,7 +95,9 @@ def rot(world: World, random: Random) -> None:
             world.quorums.found(host.node_id)
             return
         path, size = random.choice(files)
-        offset = random.randrange(size)
+        # Most bytes are zeros that nobody has written to yet.
+        tries = [random.randrange(size) for _ in range(random.choice((1, 50)))]
+        offset = next((each for each in tries if host.files.read(path, each, 1) != b"\0"), tries[0])
         byte = host.files.read(path, offset, 1)[0]
         host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
         world.count("bit rot")
