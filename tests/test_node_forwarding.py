@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -235,6 +235,11 @@ class ForwardingTests(NodeTestCase):
         self.assertEqual(done, sorted(set(done)))
         self.cluster.settle()
         self.assertLessEqual(self.cluster.states()[0]["n"], 20)
+
+    def test_leader_that_starts_again(self) -> None:
+        """J-44: it says that it does not run, and may have taken another copy of the request when it did."""
+        self.watch().answer = lambda _: fail(NodeStopped())
+        self.cluster.error(self.follower.propose(["set", "a", 1]), OutcomeUnknown)
 
     def test_second_copy_after_a_restart(self) -> None:
         """J-42, J-44: whoever may have taken the first copy in before it started again does not call it undone."""

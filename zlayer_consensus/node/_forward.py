@@ -298,8 +298,7 @@ class Forwarder:
             return self._rt.not_leader()
         if isinstance(error, Overloaded | NotLeader | OutcomeUnknown | PeerRefused | NodeRemoved):
             return error  # it was refused before anything happened, or is what it is
-        if isinstance(error, NodeStopped):
-            return self._rt.not_leader()
+        # Also if it says that it does not run: it may have run when another copy of the request came.
         return OutcomeUnknown(f"it was forwarded to the leader, and then: {error}")
 
     def trusted(self, error: ConsensusError) -> ConsensusError:
@@ -363,8 +362,6 @@ class Forwarder:
         """Do here what an administrator wants who asked another node."""
         if not 0 < request.timeout_ms <= MAX_TIMEOUT_MS:
             raise InvalidMessage(f"timeout_ms is {request.timeout_ms}")
-        if self._operations >= _MAX_OPERATIONS:
-            raise Overloaded("forwarded operations", _MAX_OPERATIONS)
         try:
             arguments = _cbor.loads(request.arguments)
         except _cbor.CborError as error:
@@ -372,6 +369,8 @@ class Forwarder:
         refusal = self._refusal(sender, request)
         if refusal is not None:
             return OperateReply(*encode_error(refusal))
+        if self._operations >= _MAX_OPERATIONS:
+            raise Overloaded("forwarded operations", _MAX_OPERATIONS)
         self._operations += 1
         try:
             result = await self._rt.admin.forwarded(request.operation, arguments, request.timeout_ms / 1000)
