@@ -115,7 +115,7 @@ class RecoveryTests(DamageTestCase):
             globalLogPublisher.removeObserver(observer)
             self.assertEqual(list(entries(1, 50)), content(log, start))
             self.assertEqual(HardState(), start.hard_state)
-            warnings = [event["warning"] for event in events if "warning" in event]
+            warnings = [event["text"] for event in events if "text" in event]
             self.assertEqual(1, len(warnings))
             self.assertIn(f"offset {self.last.position}", warnings[0])
             kept = [data for path, data in files(disk).items() if "quarantine" in path]
