@@ -25,7 +25,6 @@ from ...raft import (
 from ._mirror import Mark, Mirror, mark
 
 if TYPE_CHECKING:
-    from ...node import ConsensusNode
     from ._host import Process
 
 __all__ = ["Checker", "Violation", "quorum"]
@@ -246,9 +245,6 @@ class Checker:
             raise self.violated("state machine safety", text)
 
     # The nodes
-
-    def recovered(self, node_id: int, node: ConsensusNode) -> None:
-        """A node has started."""
 
     def _own_commit(self, node_id: int) -> int:
         life = self._lives.get(node_id)

@@ -356,8 +356,6 @@ class Process:
             self._stopped(result.value)
             return
         host = self.host
-        if not self.impostor:
-            self.world.checker.recovered(host.node_id, self.node)
         members = [InitialMember(i, f"node{i}:1") for i in self.world.founders]
         # A founder that has moved is not where the list says that it is.
         if host.founder and len(host.addresses) == 1:

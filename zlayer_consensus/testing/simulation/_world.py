@@ -49,7 +49,7 @@ class World:
         self.timeline = Timeline()
         self.timeline.after = self._after
         self.random = Random(f"{plan.seed} network")
-        self.network = MemoryNetwork(self.timeline_clock(), self.random, through_codec=True)
+        self.network = MemoryNetwork(ProcessClock(self.timeline), self.random, through_codec=True)
         self.network.watch = self._watch
         self.checker = Checker()
         self.counts: Counter[str] = Counter()
@@ -71,10 +71,6 @@ class World:
         self.calm = False
         self._broken: BaseException | None = None
         self.workload = Workload(self)
-
-    def timeline_clock(self) -> Any:
-        """Return the clock of what belongs to no process."""
-        return ProcessClock(self.timeline)
 
     # What happens, told
 
