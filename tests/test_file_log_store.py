@@ -5,6 +5,7 @@ The file log store: life cycle, writing, reading, purging.
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -33,6 +34,7 @@ from zlayer_consensus.errors import (
 )
 from zlayer_consensus.raft import NO_LOG, Entry, EntryKind, HardState, LogId, LogWrite, Start
 from zlayer_consensus.storage import FileLogStore, Identity, ILogStore
+from zlayer_consensus.storage._identity import write_identity
 from zlayer_consensus.testing import SimulatedFileSystem
 
 
@@ -99,6 +101,20 @@ class LifeCycleTests(SynchronousTestCase):
         self.assertEqual(adopted, again.identity)
         self.assertEqual(300, start.last.index)
         self.assertRaises(WrongIdentity, result, again.adopt(Identity(1, b"", b"d" * 16)))
+
+    def test_marks_and_former_clusters_stay_with_the_identity(self) -> None:
+        log, _ = opened(self.disk)
+        result(log.adopt(Identity(1, b"", b"c" * 16)))
+        append(log, 1, 300)
+        result(log.close())
+        marked = replace(log.identity, cluster_id=b"d" * 16, former=(b"c" * 16,), repair=b"r" * 16)
+        write_identity(self.disk, DIRECTORY, marked)
+        again, start = opened(self.disk)
+        self.assertEqual((marked, 300), (again.identity, start.last.index))
+        result(again.close())
+        write_identity(self.disk, DIRECTORY, replace(marked, former=()))
+        error = self.assertRaises(WrongIdentity, result, store(self.disk).open())
+        self.assertEqual("cluster", error.field)
 
     def test_a_log_that_was_written_to_joins_no_cluster(self) -> None:
         log, _ = opened(self.disk)

@@ -85,6 +85,26 @@ class FileSystemContract:
         self.files.remove(self.path("d"))
         self.assertFalse(self.files.exists(self.path("d")))
 
+    def test_a_file_with_two_names_is_one_file(self: Any) -> None:
+        self.write("a", b"0123456789")
+        self.files.mkdir(self.path("d"))
+        self.files.link(self.path("a"), self.path("d/b"))
+        self.files.sync_dir(self.path("d"))
+        file = self.files.open(self.path("a"))
+        file.write(0, b"x")
+        file.close()
+        self.assertEqual(b"x123456789", self.files.read(self.path("d/b"), 0, 99))
+        self.files.remove(self.path("a"))
+        self.assertEqual(b"x123456789", self.files.read(self.path("d/b"), 0, 99))
+        self.write("a", b"another")
+        error = self.assertRaises(StorageFailed, self.files.link, self.path("d/b"), self.path("a"))
+        self.assertEqual(("link", self.path("a")), (error.operation, error.path))
+
+    def test_free_space_is_told(self: Any) -> None:
+        self.assertGreater(self.files.free(self.root), 0)
+        error = self.assertRaises(StorageFailed, self.files.free, self.path("b"))
+        self.assertEqual(("free", self.path("b")), (error.operation, error.path))
+
     def test_what_is_missing_or_in_the_way_is_named(self: Any) -> None:
         self.write("a", b"")
         for operation, call, name in (
@@ -260,6 +280,20 @@ class SimulatedFileSystemTests(FileSystemContract, SynchronousTestCase):
         file.sync()
         self.assertEqual(b"3", self.disk.read("/a", 0, 1))
         self.assertEqual(b"2", self.disk.crash("all").read("/a", 0, 1))
+
+    def test_a_second_name_takes_no_space_and_may_be_lost(self) -> None:
+        self.synced()
+        used = self.disk.used()
+        self.disk.capacity = used + 100
+        self.disk.link("/a", "/b")
+        self.assertEqual((used, 100), (self.disk.used(), self.disk.free("/")))
+        self.assertEqual([False, True], [self.disk.crash(keep).exists("/b") for keep in ("none", "all")])
+        self.disk.sync_dir("/")
+        after = self.disk.crash("none")
+        self.disk.remove("/a")
+        self.assertTrue(after.exists("/a"))
+        after.corrupt("/a", 0, b"x")
+        self.assertEqual((b"x", b"1"), (after.read("/b", 0, 1), self.disk.read("/b", 0, 1)))
 
     def test_the_capacity_bounds_all_files(self) -> None:
         self.synced()

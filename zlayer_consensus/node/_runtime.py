@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
@@ -218,7 +219,7 @@ class Runtime:
 
     def adopt(self, cluster_id: bytes, origin: bytes) -> Deferred[None]:
         """Belong to a cluster from now on, durably."""
-        mine = Identity(self.node_id, self.identity.incarnation, cluster_id, origin)
+        mine = replace(self.identity, cluster_id=cluster_id, origin=origin)
 
         def adopted(_: None) -> None:
             self.identity = mine

@@ -86,8 +86,17 @@ class IFileSystem(Interface):
     def rename(old: str, new: str) -> None:
         """Give a file or directory another name in the same directory, in place of what had it. Atomic."""
 
+    def link(old: str, new: str) -> None:
+        """Give a file a second name, perhaps in another directory; it takes no space. Both names are the same file.
+
+        ``sync_dir`` of the new name's directory keeps it. The new name must not exist.
+        """
+
     def remove(path: str) -> None:
-        """Remove a file or an empty directory."""
+        """Remove a file or an empty directory. A file is gone with the last of its names."""
+
+    def free(path: str) -> int:
+        """Return how many bytes could still be written, roughly, to new files in a directory."""
 
     def sync_dir(path: str) -> None:
         """Make the names in a directory durable: creations, renames and removals up to now (J-96)."""
@@ -243,6 +252,17 @@ class RealFileSystem:
         """See :meth:`IFileSystem.rename`."""
         with _translated("rename", old):
             os.replace(old, new)
+
+    def link(self, old: str, new: str) -> None:
+        """See :meth:`IFileSystem.link`. Not every file system can, and none across its border."""
+        with _translated("link", new):
+            os.link(old, new, follow_symlinks=False)
+
+    def free(self, path: str) -> int:
+        """See :meth:`IFileSystem.free`."""
+        with _translated("free", path):
+            found = os.statvfs(path)
+        return found.f_bavail * found.f_frsize
 
     def remove(self, path: str) -> None:
         """See :meth:`IFileSystem.remove`."""

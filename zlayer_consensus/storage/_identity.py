@@ -21,6 +21,7 @@ _HEAD = struct.Struct("<8sHHII")
 _MAX_SIZE = 1 << 20
 _INCARNATION_BYTES = 16
 _CLUSTER_BYTES = 16
+_REPAIR_BYTES = 16
 
 
 def write_identity(file_system: IFileSystem, directory: str, identity: Identity) -> None:
@@ -31,6 +32,8 @@ def write_identity(file_system: IFileSystem, directory: str, identity: Identity)
             "incarnation": identity.incarnation,
             "cluster_id": identity.cluster_id,
             "origin": identity.origin,
+            "repair": identity.repair,
+            "former": list(identity.former),
         }
     )
     head = _HEAD.pack(_MAGIC, FORMAT_VERSION, 0, len(body), crc32(body, FORMAT_VERSION))
@@ -74,10 +77,14 @@ def read_identity(file_system: IFileSystem, directory: str, node_id: int | None)
 def _decode(path: str, version: int, body: bytes) -> Identity:
     try:
         fields: Any = loads(body)
+        # An older file has no former clusters, and no mark.
+        fields["former"] = tuple(fields.get("former", ()))
         identity = Identity(**fields)
-        sizes = len(identity.incarnation), len(identity.cluster_id), len(identity.origin)
-    except (CborError, TypeError) as error:
+        sizes = len(identity.incarnation), len(identity.cluster_id), len(identity.origin), len(identity.repair)
+        former = {len(each) for each in identity.former}
+    except (CborError, TypeError, AttributeError) as error:
         raise StorageCorrupt(path, _HEAD.size, f"the content is not an identity: {error}") from None
-    if version != FORMAT_VERSION or sizes[0] != _INCARNATION_BYTES or sizes[1] not in (0, _CLUSTER_BYTES):
+    wrong = sizes[0] != _INCARNATION_BYTES or sizes[1] not in (0, _CLUSTER_BYTES) or sizes[3] not in (0, _REPAIR_BYTES)
+    if version != FORMAT_VERSION or wrong or former - {_CLUSTER_BYTES}:
         raise StorageCorrupt(path, _HEAD.size, "the content is not an identity")
     return identity

@@ -88,6 +88,10 @@ class ReadOnlyFileSystem:
         """See :meth:`IFileSystem.list`."""
         return self._files.list(path)
 
+    def free(self, path: str) -> int:
+        """See :meth:`IFileSystem.free`."""
+        return self._files.free(path)
+
     def mkdir(self, path: str) -> None:
         """Refuse."""
         raise _read_only("mkdir", path)
@@ -103,6 +107,10 @@ class ReadOnlyFileSystem:
     def rename(self, old: str, new: str) -> None:
         """Refuse."""
         raise _read_only("rename", old)
+
+    def link(self, old: str, new: str) -> None:
+        """Refuse."""
+        raise _read_only("link", new)
 
     def remove(self, path: str) -> None:
         """Refuse."""

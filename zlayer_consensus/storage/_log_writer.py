@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
 from ..errors import InvariantBroken, LogCompacted, StorageFull, WrongIdentity
@@ -148,7 +149,7 @@ class LogWriter:
         """Set cluster and origin; see ``ILogStore.adopt``."""
         mine = self._identity
         path = f"{self._layout.directory}/{IDENTITY_NAME}"
-        adopted = Identity(mine.node_id, mine.incarnation, identity.cluster_id, identity.origin)
+        adopted = replace(mine, cluster_id=identity.cluster_id, origin=identity.origin)
         if adopted == mine:
             return mine
         if mine.cluster_id:

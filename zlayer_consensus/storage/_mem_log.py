@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 
 from twisted.internet.defer import Deferred, fail, succeed
 from zope.interface import implementer
@@ -73,7 +74,7 @@ class MemLogStore:
         if refusal is not None:
             return fail(refusal)
         mine = self.identity
-        adopted = Identity(mine.node_id, mine.incarnation, identity.cluster_id, identity.origin)
+        adopted = replace(mine, cluster_id=identity.cluster_id, origin=identity.origin)
         if adopted == mine:
             return succeed(None)
         if mine.cluster_id:

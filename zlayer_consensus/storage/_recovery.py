@@ -169,7 +169,8 @@ class _Recovery:
             if expected != got:
                 raise WrongIdentity(path, field, str(expected), str(got))
         # The first one is made before the node belongs to a cluster.
-        if header.cluster_id != self._identity.cluster_id and not (seq == 1 and not header.cluster_id):
+        known = (self._identity.cluster_id, *self._identity.former)
+        if header.cluster_id not in known and not (seq == 1 and not header.cluster_id):
             raise WrongIdentity(path, "cluster", self._identity.cluster_id.hex(), header.cluster_id.hex())
         if path.rpartition("/")[2] != segment_name(header.seq, first):
             raise StorageCorrupt(path, 0, f"the file is segment {header.seq} from entry {first} on", first)

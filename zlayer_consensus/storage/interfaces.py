@@ -37,12 +37,18 @@ class Identity:
     :param incarnation: 16 random bytes, made once with the directory (memory stores: at every start).
     :param cluster_id: 16 bytes, or empty until the node belongs to a cluster.
     :param origin: how it came to its cluster: the encoded initial member list it bootstrapped with, or empty.
+    :param repair: 16 random bytes if its log was repaired and may lack what this member has acknowledged: until the
+        leader has found it complete again, it does not vote and is not counted. Else empty.
+    :param former: the clusters to which the older part of its log belongs, if its cluster began by a recovery from the
+        loss of a majority.
     """
 
     node_id: int
     incarnation: bytes
     cluster_id: bytes = b""
     origin: bytes = b""
+    repair: bytes = b""
+    former: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

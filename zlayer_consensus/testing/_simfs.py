@@ -21,6 +21,7 @@ _T = TypeVar("_T")
 
 SECTOR = 512
 """Bytes that a disk writes atomically."""
+_ENDLESS = 1 << 60
 
 Keep = Literal["none", "all", "prefix"] | random.Random
 """What survives of that which was not synced: nothing, all, the older half of it, or a random subset."""
@@ -291,15 +292,16 @@ class SimulatedFileSystem:
         return sorted(found)
 
     def used(self) -> int:
-        """Return the bytes of all files."""
-        total, pending = 0, [self._root]
+        """Return the bytes of all files; one with several names counts once."""
+        sizes: dict[int, int] = {}
+        pending = [self._root]
         while pending:
             for node in pending.pop().names.values():
                 if isinstance(node, _Directory):
                     pending.append(node)
                 else:
-                    total += len(node.cached)
-        return total
+                    sizes[id(node)] = len(node.cached)
+        return sum(sizes.values())
 
     def corrupt(self, path: str, offset: int, data: bytes) -> None:
         """Overwrite bytes behind everybody's back, durably: what a failing disk does."""
@@ -411,6 +413,20 @@ class SimulatedFileSystem:
         if name not in directory.names:
             raise StorageFailed("rename", old, "No such file or directory")
         directory.change({new_name: directory.names[name], name: None})
+
+    def link(self, old: str, new: str) -> None:
+        """See :meth:`~zlayer_consensus.storage.IFileSystem.link`."""
+        self._begin("link", new)
+        content = self._file("link", old)
+        directory, name = self._place("link", new)
+        if name in directory.names:
+            raise StorageFailed("link", new, "File exists")
+        directory.change({name: content})
+
+    def free(self, path: str) -> int:
+        """See :meth:`~zlayer_consensus.storage.IFileSystem.free`. Without a capacity it is a great number."""
+        self._directory("free", path)
+        return _ENDLESS if self.capacity is None else max(0, self.capacity - self.used())
 
     def remove(self, path: str) -> None:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.remove`."""
