@@ -74,6 +74,7 @@ class Node:
         self.disk = Disk()
         self.hold_disk = False
         self.hold_apply = False
+        self.hold_clearing = False
         self.machine: list[Entry] = []
         self.epoch = 0
         self.random: Callable[[], float] | None = None
@@ -157,6 +158,12 @@ class Node:
         request = self.log_reads.pop(0)
         self.input("log_read", request, self.disk.serve(request))
 
+    def clear_repair(self) -> None:
+        """Remove the mark of a repair."""
+        self.hold_clearing = False
+        self.disk.repair = b""
+        self.input("repair_cleared")
+
     # -- looking
 
     @property
@@ -206,6 +213,8 @@ class Node:
         if effects.change is not None:
             self.changes.append(effects.change)
         self.removed = self.removed or effects.removed
+        if effects.repaired and not self.hold_clearing:
+            self.clear_repair()
         cluster.check(self)
         self._apply()
 

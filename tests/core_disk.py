@@ -83,6 +83,7 @@ class Disk:
         self.snapshot: SnapshotPoint | None = None
         self.data: list[Entry] = []
         self._installed = False
+        self.repair = b""
 
     def begin(self, persist: Persist) -> None:
         """Start a write."""
@@ -158,4 +159,15 @@ class Disk:
             tail=tuple(log.entries[-tail:]) if tail else (),
             snapshot=self.snapshot,
             applied=after,
+            repair=self.repair,
         )
+
+    def cut(self, last: int, term: int, repair: bytes) -> None:
+        """Repair a damaged log as the tool does: what follows ``last`` is gone, later votes too."""
+        log = self.durable
+        assert not self.pending and log.purged.index <= last <= log.last.index
+        del log.entries[last - log.purged.index :]
+        state = log.hard_state
+        log.hard_state = HardState(term, 0 if term < state.term else state.voted_for, min(state.commit, last))
+        self.written = deepcopy(log)
+        self.repair = repair

@@ -123,6 +123,7 @@ class FakeNode:
         sequence: int = 0,
         timeout: float | None = None,
         forward: bool | None = None,
+        frees_space: bool = False,
     ) -> Deferred[Applied]:
         self.calls.append(("propose", session, sequence, timeout, forward))
         if len(request) > MAX_PROPOSAL:

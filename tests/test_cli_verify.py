@@ -495,7 +495,7 @@ class StatTests(CliTestCase):
         for each, path in zip(table, segments(self.data), strict=True):
             self.assertEqual(path.stat().st_size, each["allocated"])
             self.assertEqual(max(r.position + r.size for r in records(path)), each["used"])
-        self.assertEqual(1 << 20, lines["reserve"]["bytes"])
+        self.assertEqual(4 << 20, lines["reserve"]["bytes"])
 
     def test_a_hard_state_of_a_header_is_found_there(self) -> None:
         """J-02: the newest segment may have no record with one."""

@@ -4,6 +4,7 @@ The file log store on disks that fail, are full or slow, and how it prepares its
 
 from __future__ import annotations
 
+import random
 from typing import cast
 
 from twisted.internet.task import Clock
@@ -11,7 +12,6 @@ from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.log_store_kit import (
-    DIRECTORY,
     SMALL,
     WAL,
     HeldExecutor,
@@ -22,18 +22,22 @@ from tests.log_store_kit import (
     result,
     store,
 )
-from zlayer_consensus.errors import (
-    StorageFailed,
-    StorageFull,
-)
+from zlayer_consensus.errors import ConfigError, StorageFailed, StorageFull
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogWrite
 from zlayer_consensus.storage import FileLogStore
 from zlayer_consensus.testing import SimulatedFileSystem
+
+RESERVE = 64 << 10
 
 
 def writes(disk: SimulatedFileSystem) -> list[tuple[str, str]]:
     """Lists what was done to files since the list of operations was cleared."""
     return [(operation, path.rpartition("/")[2]) for operation, path in disk.operations]
+
+
+def segments(disk: SimulatedFileSystem) -> list[str]:
+    """Lists the files of segments, also of those to come."""
+    return [name for name in disk.list(WAL) if name != "reserve"]
 
 
 class FailingDiskTests(SynchronousTestCase):
@@ -146,41 +150,122 @@ class FullDiskTests(SynchronousTestCase):
                 last += 10
         return last
 
-    def test_a_full_disk_fails_the_store_and_loses_nothing(self) -> None:
+    def test_a_full_disk_without_reserve_fails_the_store_and_loses_nothing(self) -> None:
         """S-10, S-11: the entry is not acknowledged, and the log opens again."""
         disk = SimulatedFileSystem()
         log, _ = opened(disk)
+        disk.remove(f"{WAL}/reserve")
         disk.capacity = disk.used() + 3 * SMALL + 100
         last = self.fill(disk, log)
         self.assertRaises(StorageFull, result, log.write(LogWrite(hard_state=HardState(9, 1, 0))))
         self.assertGreater(last, 30)
         self.assertEqual(last, opened(disk.crash("none"))[1].last.index)
 
-    def test_the_reserve_keeps_room_for_term_and_vote(self) -> None:
-        """S-10: on a full disk, term and vote still become durable, many times."""
+    def test_the_log_goes_on_on_its_reserve(self) -> None:
+        """S-10, S-11: so that what is under way can end, and votes, deletions and purges still get through."""
         disk = SimulatedFileSystem()
-        log, _ = opened(disk)
-        self.assertEqual(1 << 20, disk.size(f"{DIRECTORY}/reserve"))
-        append(log, 1, 50)
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        self.assertEqual((RESERVE, False), (disk.size(f"{WAL}/reserve"), log.full))
+        append(log, 1, 10)
         disk.capacity = disk.used()
-        for term in range(2, 1000):
+        for term in range(2, 100):
             result(log.write(LogWrite(hard_state=HardState(term, term % 3, 0))))
-        self.assertFalse(disk.exists(f"{DIRECTORY}/reserve"))
-        _, start = opened(disk.crash("none"))
-        self.assertEqual((HardState(999, 0, 0), 50), (start.hard_state, start.last.index))
+        append(log, 11, 12, term=99)
+        self.assertEqual((False, True), (disk.exists(f"{WAL}/reserve"), log.full))
+        again, start = opened(disk.crash("none"), reserve_bytes=RESERVE)
+        self.assertEqual((HardState(99, 0, 0), 12, True), (start.hard_state, start.last.index, again.full))
 
-    def test_the_reserve_is_made_again(self) -> None:
+    def test_it_is_seen_before_the_reserve_is_needed(self) -> None:
+        """S-10: when there is no room for the segment that is prepared ahead."""
         disk = SimulatedFileSystem()
-        log, _ = opened(disk)
-        result(log.close())
-        disk.remove(f"{DIRECTORY}/reserve")
-        disk.capacity = disk.used() + 1000
-        log, _ = opened(disk)
-        self.assertFalse(disk.exists(f"{DIRECTORY}/reserve"))
-        result(log.close())
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        disk.capacity = disk.used()
+        last = 0
+        while not log.full:
+            append(log, last + 1, last + 5)
+            last += 5
+        self.assertTrue(disk.exists(f"{WAL}/reserve"))
+        self.assertEqual(1, len(segments(disk)))
+
+    def test_space_comes_back(self) -> None:
+        """S-10: with hysteresis: the reserve, and a segment beside it."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        disk.capacity = disk.used()
+        last = 0
+        while disk.exists(f"{WAL}/reserve"):
+            append(log, last + 1, last + 5)
+            last += 5
+        for room, full in ((0, True), (RESERVE, True), (RESERVE + SMALL - 1, True), (RESERVE + SMALL, False)):
+            disk.capacity = disk.used() + room
+            if disk.exists(f"{WAL}/reserve"):
+                disk.remove(f"{WAL}/reserve")
+                disk.capacity -= RESERVE
+            free = result(log.space(0))
+            self.assertEqual((full, room - (RESERVE if room >= RESERVE else 0)), (log.full, free))
+        self.assertEqual(RESERVE, disk.size(f"{WAL}/reserve"))
         disk.capacity = None
-        opened(disk)
-        self.assertEqual(1 << 20, disk.size(f"{DIRECTORY}/reserve"))
+        append(log, last + 1, last + 300)
+        self.assertEqual(last + 300, opened(disk.crash("none"), reserve_bytes=RESERVE)[1].last.index)
+
+    def test_a_full_disk_can_be_opened(self) -> None:
+        """S-10: an opening needs no space."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        append(log, 1, 300)
+        disk.remove(f"{WAL}/reserve")
+        disk.sync_dir(WAL)
+        for closed in (False, True):
+            if closed:
+                result(log.close())
+            crashed = disk.crash("none")
+            crashed.capacity = crashed.used()
+            again, start = opened(crashed, reserve_bytes=RESERVE)
+            self.assertEqual((300, True), (start.last.index, again.full))
+
+    def test_a_crash_on_the_way_to_the_reserve(self) -> None:
+        """S-10, S-24: at each operation, whatever of it reaches the disk."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        append(log, 1, 20)
+        disk.capacity = disk.used()
+        crashes: list[tuple[int, SimulatedFileSystem]] = []
+        done = 20
+
+        def before(_operation: str, _path: str) -> None:
+            crashes.extend((done, disk.crash(keep)) for keep in ("none", "all", "prefix", random.Random(len(crashes))))
+
+        disk.before = before
+        while disk.exists(f"{WAL}/reserve"):
+            append(log, done + 1, done + 3)
+            done += 3
+        disk.before = None
+        self.assertGreater(len(crashes), 40)
+        for acknowledged, crashed in crashes:
+            for capacity in (crashed.used(), None):
+                crashed.capacity = capacity
+                again, start = opened(crashed, reserve_bytes=RESERVE)
+                self.assertGreaterEqual(start.last.index, acknowledged)
+                self.assertEqual(capacity is not None and not crashed.exists(f"{WAL}/reserve"), again.full)
+                result(again.close())
+
+    def test_rot_in_the_reserve_does_no_harm(self) -> None:
+        """S-02: it is zeros again before it is used."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, reserve_bytes=RESERVE)
+        for offset in (100, 20_000, RESERVE - 1):
+            disk.corrupt(f"{WAL}/reserve", offset, b"x")
+        disk.capacity = disk.used()
+        last = 0
+        while disk.exists(f"{WAL}/reserve"):
+            append(log, last + 1, last + 5)
+            last += 5
+        self.assertEqual(last, opened(disk.crash("none"), reserve_bytes=RESERVE)[1].last.index)
+
+    def test_the_reserve_has_bounds(self) -> None:
+        for size in (0, 1000, (16 << 10) + 1, 1 << 31):
+            error = self.assertRaises(ConfigError, store, SimulatedFileSystem(), reserve_bytes=size)
+            self.assertEqual(("reserve_bytes", size), (error.field, error.value))
 
 
 class IdleTests(SynchronousTestCase):
@@ -260,10 +345,10 @@ class SegmentTests(SynchronousTestCase):
         disk = SimulatedFileSystem()
         log, _ = opened(disk)
         index = 0
-        while len(disk.list(WAL)) < 2:
+        while len(segments(disk)) < 2:
             index += 1
             append(log, index, index)
-        self.assertTrue(disk.list(WAL)[1].endswith(".tmp") or disk.list(WAL)[0].endswith(".tmp"))
+        self.assertTrue(any(name.endswith(".tmp") for name in segments(disk)))
         self.assertEqual(index, opened(disk.crash("none"))[1].last.index)
 
     def test_files_have_their_full_size_from_the_start(self) -> None:
@@ -271,7 +356,7 @@ class SegmentTests(SynchronousTestCase):
         disk = SimulatedFileSystem()
         log, _ = opened(disk)
         append(log, 1, 3)
-        for name in disk.list(WAL):
+        for name in segments(disk):
             self.assertEqual(SMALL, disk.size(f"{WAL}/{name}"))
 
     def test_a_seal_always_has_room(self) -> None:

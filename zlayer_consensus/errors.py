@@ -6,6 +6,7 @@ sentence for a person. Errors that a peer or a client caused and errors of this 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "NodeRemoved",
     "NodeStopped",
     "NotLeader",
+    "OutOfSpace",
     "OutcomeUnknown",
     "Overloaded",
     "PeerRefused",
@@ -127,6 +129,21 @@ class Overloaded(ConsensusError):
         super().__init__(f"the queue of {queue} is full (limit {limit})")
         self.queue = queue
         self.limit = limit
+
+
+class OutOfSpace(ConsensusError):
+    """Definite refusal: the disks of ``nodes`` are full, and only commands that free space are taken (S-10).
+
+    Such a command is proposed with ``frees_space=True``. It ends by itself when there is space again.
+    """
+
+    code = "out_of_space"
+
+    def __init__(self, nodes: Sequence[int]) -> None:
+        super().__init__(
+            f"no space left on the disks of nodes {', '.join(map(str, nodes))}; only what frees it is taken"
+        )
+        self.nodes = tuple(nodes)
 
 
 class ProposalTooLarge(ConsensusError):

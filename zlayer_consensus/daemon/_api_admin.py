@@ -79,6 +79,9 @@ class AdminApi:
             "snapshot": _log_id(metrics.snapshot),
             "recovered": metrics.recovered,
             "stopped": metrics.stopped,
+            "full": metrics.full,
+            "free_bytes": metrics.free_bytes,
+            "repair": metrics.repair.hex(),
             "pending_proposals": metrics.pending_proposals,
             "members": _members(metrics.membership),
             "joint": metrics.membership.joint,
@@ -248,5 +251,8 @@ def _peer(peer: int, metrics: Any) -> dict[str, Any]:
         "next": metrics.next,
         "state": metrics.state,
         "lag": metrics.lag,
+        "alarmed": metrics.alarmed,
+        "full": metrics.full,
+        "repair": metrics.repair.hex(),
         "last_contact": round(contact, 3) if contact is not None and math.isfinite(contact) else None,
     }

@@ -19,6 +19,7 @@ _log = Logger()
 _STATUSES: Final[tuple[tuple[type[errors.ConsensusError], int], ...]] = (
     (errors.OutcomeUnknown, 504),
     (errors.Overloaded, 429),
+    (errors.OutOfSpace, 507),
     (errors.ProposalTooLarge, 413),
     (errors.MembershipRefused, 409),
     (errors.SessionExpired, 409),

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from ..errors import DomainError
-from ..kv import Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, prefix_end
+from ..kv import Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, frees_space, prefix_end
 from ..kv import RangeResult as _RangeResult
 from ._api_errors import error_reply
 from ._api_http import ApiError, Options, answer, bad, has_broken_escape, read_json, reply, reply_json
@@ -110,7 +110,7 @@ class KeyValueApi:
         return answer(request, waiting, show, show_error)
 
     def _delete(self, request: IRequest, key: bytes, show_error: Any) -> Any:
-        waiting = self._node.propose_with_index(encode(Delete(key)), **write_options(request))
+        waiting = self._node.propose_with_index(encode(Delete(key)), **write_options(request), frees_space=True)
 
         def show(applied: Any) -> bytes:
             result: Any = decode_result(applied.result)
@@ -181,8 +181,8 @@ class KeyValueApi:
     async def transact(self, request: IRequest) -> bytes:
         """Serve ``POST /v1/txn``."""
         keywords = write_options(request)
-        command = encode(parse_txn(read_json(request)))
-        applied = await self._node.propose_with_index(command, **keywords)
+        txn = parse_txn(read_json(request))
+        applied = await self._node.propose_with_index(encode(txn), **keywords, frees_space=frees_space(txn))
         result: Any = decode_result(applied.result)
         headers = {
             b"x-zlayer-revision": b"%d" % result.revision,

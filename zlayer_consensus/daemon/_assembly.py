@@ -45,6 +45,7 @@ def build_node(config: NodeConfig, application: Application, reactor: Any) -> Co
             node_id=config.node_id,
             reactor=reactor,
             segment_bytes=config.storage.segment_bytes,
+            reserve_bytes=config.storage.reserve_bytes,
         ),
         state_machine=FileStateMachine(config.data_dir, application.machine, reactor=reactor),
         network=HttpNetwork(reactor),

@@ -29,6 +29,7 @@ __all__ = [
     "parse_config",
 ]
 
+SECTOR = 512
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?):([0-9]{1,5})")
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "[0:0:0:0:0:0:0:0]"})
@@ -63,9 +64,11 @@ class StorageConfig:
     """The settings of the file stores.
 
     :param segment_bytes: size of one file of the log; space comes back in such steps.
+    :param reserve_bytes: size of the file that the log is written to when the disk is full.
     """
 
     segment_bytes: int = 16 << 20
+    reserve_bytes: int = 4 << 20
 
 
 @attrs.frozen(kw_only=True)
@@ -361,8 +364,11 @@ def _consensus(raft: _Table, cluster_name: str) -> ConsensusConfig:
 
 def _storage(storage: _Table) -> StorageConfig:
     segment_bytes = storage.integer("segment_bytes", 1 << 20, 1 << 30, StorageConfig().segment_bytes)
+    reserve_bytes = storage.integer("reserve_bytes", 64 << 10, 1 << 30, StorageConfig().reserve_bytes)
+    if reserve_bytes % SECTOR:
+        storage.refuse("reserve_bytes", reserve_bytes, f"must be a multiple of {SECTOR}")
     storage.finish()
-    return StorageConfig(segment_bytes=segment_bytes)
+    return StorageConfig(segment_bytes=segment_bytes, reserve_bytes=reserve_bytes)
 
 
 def _log_level(log: _Table) -> str:

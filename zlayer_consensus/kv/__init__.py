@@ -33,6 +33,7 @@ from ._commands import (
     decode,
     decode_result,
     encode,
+    frees_space,
     prefix_end,
     validate,
 )
@@ -67,6 +68,7 @@ __all__ = [
     "decode",
     "decode_result",
     "encode",
+    "frees_space",
     "prefix_end",
     "validate",
 ]

@@ -43,6 +43,7 @@ __all__ = [
     "decode",
     "decode_result",
     "encode",
+    "frees_space",
     "prefix_end",
     "validate",
 ]
@@ -212,6 +213,16 @@ Result = PutResult | DeleteResult | RangeResult | TxnResult
 
 PUT, DELETE, RANGE, TXN = 1, 2, 3, 4
 _KNOWN = (PUT, DELETE, RANGE, TXN)
+
+
+def frees_space(command: Command) -> bool:
+    """Return whether a command can only make the state smaller: it deletes, and puts nothing.
+
+    Propose such a command with ``frees_space=True``: it is taken when the disks are full.
+    """
+    operations = (*command.success, *command.failure) if isinstance(command, Txn) else (command,)
+    deletes = any(isinstance(operation, Delete) for operation in operations)
+    return deletes and not any(isinstance(operation, Put) for operation in operations)
 
 
 def prefix_end(prefix: bytes) -> bytes:

@@ -222,7 +222,7 @@ def _message(schema: MessageSchema, plain: Any) -> Any:
     _check_keys(name, plain, _FIELD_NAMES[name])
     values = [_read(name, key, field, plain[key]) for key, field in schema.fields]
     if schema.message is AppendRequest:
-        term, _stream, _seq, prev, packed, _commit = values
+        term, _stream, _seq, prev, packed, *_ = values
         try:
             values[4] = unpack_entries(packed, prev, term)
         except ValueError as error:

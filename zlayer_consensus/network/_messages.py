@@ -62,7 +62,8 @@ class SnapshotChunkReply:
     :param term: the receiver's term.
     :param status: ``continue`` (send from ``part``/``offset`` on), ``busy`` (all is in and being installed, or another
         transfer is under way: ask again), ``installed`` (the receiver has everything up to ``last``, durable; also said
-        when it had so before), ``restart`` (announce the manifest again), ``stale`` (the term is old).
+        when it had so before), ``restart`` (announce the manifest again), ``stale`` (the term is old), ``full`` (its
+        disk has no room for it: ask again).
     """
 
     term: int
@@ -77,6 +78,7 @@ class ForwardedProposal(NamedTuple):
     :param payload: the encoded request.
     :param kind: the entry kind.
     :param timeout_ms: how long the caller will still wait.
+    :param frees: whether it frees space.
     """
 
     payload: bytes
@@ -84,6 +86,7 @@ class ForwardedProposal(NamedTuple):
     session: int
     sequence: int
     timeout_ms: int
+    frees: bool = False
 
 
 class ForwardedOutcome(NamedTuple):

@@ -157,6 +157,7 @@ U64 = _integer("an integer from 0 to 2^64-1", 0, _MAX_U64)
 WORD = Field("at most 64 of the characters a-z and _", _word)
 TEXT = Field("at most 1024 printable characters", _text)
 INCARNATION = _sized("16 bytes", bytes, 16)
+_REPAIR = _sized("16 bytes, or none", bytes, 0, 16)
 CLUSTER_ID = _sized("16 bytes, or none", bytes, 0, 16)
 _TERM = _integer("an integer from 1 to 2^62-1", 1, MAX_TERM)
 _TERM_OR_0 = _integer("an integer from 0 to 2^62-1", 0, MAX_TERM)
@@ -198,6 +199,7 @@ PROPOSAL_COLUMNS = {
     "session": OPTIONAL_ID,
     "sequence": OPTIONAL_ID,
     "timeout_ms": _TIMEOUT,
+    "frees": _BOOL,
 }
 OUTCOME_COLUMNS = {"error": WORD, "payload": _RESULT, "index": _INDEX}
 
@@ -266,7 +268,7 @@ def _outcomes(message: ProposeReply) -> tuple[str, str] | None:
     return None
 
 
-_STATUS = _one_of("continue", "busy", "installed", "restart", "stale")
+_STATUS = _one_of("continue", "busy", "installed", "restart", "stale", "full")
 
 _ENDPOINTS = (
     Endpoint(
@@ -280,8 +282,10 @@ _ENDPOINTS = (
     Endpoint(
         "heartbeat",
         "control",
-        _schema(HeartbeatRequest, term=_TERM, commit=_INDEX, round=U64),
-        _schema(HeartbeatReply, term=_TERM_OR_0, round=U64, last_index=_INDEX, commit=_INDEX),
+        _schema(HeartbeatRequest, term=_TERM, commit=_INDEX, round=U64, repaired=_REPAIR),
+        _schema(
+            HeartbeatReply, term=_TERM_OR_0, round=U64, last_index=_INDEX, commit=_INDEX, repair=_REPAIR, full=_BOOL
+        ),
         _FRAME,
         _FRAME,
     ),
@@ -289,7 +293,15 @@ _ENDPOINTS = (
         "append",
         "append",
         _schema(
-            AppendRequest, _prev_term, term=_TERM, stream=U64, seq=U64, prev=_LOG_ID, entries=_PACKED, commit=_INDEX
+            AppendRequest,
+            _prev_term,
+            term=_TERM,
+            stream=U64,
+            seq=U64,
+            prev=_LOG_ID,
+            entries=_PACKED,
+            commit=_INDEX,
+            reserve=_BOOL,
         ),
         _schema(
             AppendReply,
@@ -301,6 +313,8 @@ _ENDPOINTS = (
             match=_INDEX,
             conflict=_LOG_ID,
             last_index=_INDEX,
+            repair=_REPAIR,
+            full=_BOOL,
         ),
         _MAX_APPEND,
         _FRAME,

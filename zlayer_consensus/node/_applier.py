@@ -66,6 +66,8 @@ class Applier:
         """Whether the machine is at work."""
         self._counted_from = 0
         self.bytes_since_snapshot = 0
+        self.bytes_applied = 0
+        """Bytes of all entries that were applied since the start."""
         self._pumping = False
         self._halted = True
         self._reading = False
@@ -146,6 +148,7 @@ class Applier:
                 value, failed = self._apply_special(entry, session, sequence, payload)
             self.applied, self._term = index, term
             self.bytes_since_snapshot += len(raw)
+            self.bytes_applied += len(raw)
             if proposals.waits:
                 proposals.settle(index, term, value, failed)
                 if self._halted:
@@ -233,6 +236,7 @@ class Applier:
                 waiter.callback(index)
         self._rt.observers.notify()
         self._rt.builder.consider()
+        self._rt.space.applied()
 
     # Entries that the core has no longer in memory.
 

@@ -14,7 +14,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from ..errors import ConsensusError, LogCompacted, NodeStopped, NotLeader
-from ..raft import Effects, Entry, LogId, LogRead, PeerAlarm, Persist, RaftCore
+from ..raft import Effects, Entry, LogId, LogRead, PeerAlarm, PeerRepair, Persist, RaftCore
 from ._failures import error_in
 
 if TYPE_CHECKING:
@@ -131,6 +131,10 @@ class Driver:
             rt.forwarder.leader_changed()
         for alarm in effects.alarms:
             self._alarm(alarm)
+        for repair in effects.repairs:
+            self._repair(repair)
+        if effects.repaired:
+            rt.clear_repair()
         if effects.removed:
             rt.removed()
 
@@ -164,6 +168,8 @@ class Driver:
     def _persisted(self, _: None, seq: int, last: LogId) -> None:
         self.input(self._core.persisted, seq, last)
         self._rt.durability.moved()
+        if self._rt.log_store.full:
+            self._rt.space.store_changed()
 
     def _storage_failed(self, failure: Failure) -> None:
         self._rt.fail(error_in(failure))
@@ -191,6 +197,18 @@ class Driver:
             match=alarm.match,
             last=alarm.last_index,
         )
+
+    def _repair(self, repair: PeerRepair) -> None:
+        if repair.until:
+            self._rt.log.warn(
+                "The log of node {peer} was repaired (repair {repair}): it counts for nothing until it has entry "
+                "{until}, and that is committed without it.",
+                peer=repair.peer,
+                repair=repair.repair.hex(),
+                until=repair.until,
+            )
+        else:
+            self._rt.log.info("The log of node {peer} is complete again, and counts.", peer=repair.peer)
 
     def kill(self) -> None:
         """Make no further step."""

@@ -65,6 +65,7 @@ _TRAVELLING: Mapping[str, type[ConsensusError]] = {
         errors.OutcomeUnknown,
         errors.DeadlineExceeded,
         errors.Overloaded,
+        errors.OutOfSpace,
         errors.ProposalTooLarge,
         errors.MembershipRefused,
         errors.TransferInProgress,
@@ -210,11 +211,11 @@ class Forwarder:
         forwarded = []
         longest = 0.001
         for proposal in sent.proposals:
-            payload, kind, session, sequence = proposal.draft
+            payload, kind, session, sequence, frees = proposal.draft
             remaining = proposal.deadline - now
             longest = max(longest, remaining)
             proposal.sent = True
-            forwarded.append(ForwardedProposal(payload, int(kind), session, sequence, _milliseconds(remaining)))
+            forwarded.append(ForwardedProposal(payload, int(kind), session, sequence, _milliseconds(remaining), frees))
         self._number += 1
         request = ProposeRequest(sent.term, self._stream, self._number, tuple(forwarded))
         _ = self._call(sent.leader_id, request, longest).addCallbacks(
@@ -344,7 +345,7 @@ class Forwarder:
         :raises Exception: whatever the application's conversion raises for a command that it cannot read. It must never
             get into the log, where it would stop every node.
         """
-        payload, kind, session, sequence, timeout_ms = forwarded
+        payload, kind, session, sequence, timeout_ms, frees = forwarded
         if not is_proposable(kind):
             raise InvalidMessage(f"an entry of kind {kind} cannot be proposed")
         check_session(session, sequence)
@@ -354,7 +355,7 @@ class Forwarder:
             payload = SessionSettings.of(self._rt.config).encode()
         elif len(payload) <= self._rt.config.max_proposal_bytes:
             self._rt.types.decode_request(payload)
-        proposal = self._rt.proposals.submit(payload, kind, session, sequence, timeout_ms / 1000)
+        proposal = self._rt.proposals.submit(payload, kind, session, sequence, timeout_ms / 1000, frees)
         proposal.forward, proposal.indexed = False, True
         return proposal
 

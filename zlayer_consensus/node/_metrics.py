@@ -23,6 +23,8 @@ class PeerMetrics:
     :param lag: entries that it lacks.
     :param last_contact: seconds since it last answered; infinite if it never did.
     :param alarmed: whether its log fell back, so that it counts for nothing.
+    :param repair: the repair of its log after which it counts for nothing until it is complete; else empty.
+    :param full: whether its disk is full.
     """
 
     match: int
@@ -31,6 +33,8 @@ class PeerMetrics:
     lag: int
     last_contact: float
     alarmed: bool = False
+    repair: bytes = b""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,10 @@ class Metrics:
     :param transferring: to whom leadership is being transferred.
     :param stopped: whether the node has stopped, or is about to.
     :param applied_id: position of the last applied entry.
+    :param repair: the repair after which this node's log may lack what it acknowledged, so that it does not vote; else
+        empty.
+    :param full: whether this node's disk is full.
+    :param free_bytes: space on the disk at the last look, None before the first.
     :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
     """
 
@@ -76,6 +84,9 @@ class Metrics:
     stopped: bool = False
     applied_id: LogId = NO_LOG
     term_jumps: int = 0
+    repair: bytes = b""
+    full: bool = False
+    free_bytes: int | None = None
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -87,7 +98,7 @@ def measure(runtime: Runtime) -> Metrics:
     core = runtime.core
     now = runtime.clock.seconds()
     replication = {
-        peer: PeerMetrics(p.match, p.next, p.state, p.lag, now - p.last_contact, p.alarmed)
+        peer: PeerMetrics(p.match, p.next, p.state, p.lag, now - p.last_contact, p.alarmed, p.repair, p.full)
         for peer, p in core.progress().items()
     }
     return Metrics(
@@ -114,4 +125,7 @@ def measure(runtime: Runtime) -> Metrics:
         stopped=stopped,
         applied_id=runtime.applier.last,
         term_jumps=runtime.observers.term_jumps,
+        repair=core.repair,
+        full=runtime.space.full,
+        free_bytes=runtime.space.free,
     )

@@ -175,6 +175,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         sequence: int = 0,
         timeout: float | None = None,
         forward: bool | None = None,
+        frees_space: bool = False,
     ) -> Deferred[Any]:
         """Have a command carried out by every member; fires with what ``apply`` returned, here or at the leader.
 
@@ -185,9 +186,11 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         :param sequence: counts the session's commands, from 1 on, without gaps.
         :param timeout: seconds, a day at most; by default ``proposal_timeout``.
         :param forward: whether a follower sends it to the leader; by default ``forward_proposals``.
+        :param frees_space: whether the state becomes smaller by it. When the disks of a majority are full, such
+            commands alone are taken, and others end with ``OutOfSpace``.
         :raises DomainError: if ``apply`` raised it: that is a result, too.
-        :raises NotLeader: definitely not done; so are ``Overloaded``, ``ProposalTooLarge``, ``TransferInProgress``,
-            ``ConversionError``, ``SessionExpired`` and ``SessionSequenceReused``.
+        :raises NotLeader: definitely not done; so are ``Overloaded``, ``OutOfSpace``, ``ProposalTooLarge``,
+            ``TransferInProgress``, ``ConversionError``, ``SessionExpired`` and ``SessionSequenceReused``.
         :raises SessionSequenceStale: too old to tell; it was not done again.
         :raises NodeStopped: not done.
         :raises OutcomeUnknown: it may have been done, or may still be.
@@ -199,7 +202,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
                 check_timeout(timeout)
             if session or sequence:
                 check_session(session, sequence)
-            proposal = runtime.proposals.submit(self._encode(request), EntryKind.COMMAND, session, sequence, timeout)
+            payload = self._encode(request)
+            proposal = runtime.proposals.submit(payload, EntryKind.COMMAND, session, sequence, timeout, frees_space)
             if not (self._forward if forward is None else forward):
                 proposal.forward = False
             return proposal
@@ -214,9 +218,12 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         sequence: int = 0,
         timeout: float | None = None,
         forward: bool | None = None,
+        frees_space: bool = False,
     ) -> Deferred[Applied]:
         """Like :meth:`propose`; fires with the result and the entry's index."""
-        waiting = self.propose(request, session=session, sequence=sequence, timeout=timeout, forward=forward)
+        waiting = self.propose(
+            request, session=session, sequence=sequence, timeout=timeout, forward=forward, frees_space=frees_space
+        )
         if isinstance(waiting, Proposal):  # else it was refused
             waiting.indexed = True
         return waiting

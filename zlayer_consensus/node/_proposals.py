@@ -15,6 +15,7 @@ from ..errors import (
     InvariantBroken,
     NodeStopped,
     OutcomeUnknown,
+    OutOfSpace,
     Overloaded,
     ProposalTooLarge,
 )
@@ -145,8 +146,11 @@ class Proposals:
         session: int = 0,
         sequence: int = 0,
         timeout: float | None = None,
+        frees: bool = False,
     ) -> Proposal:
         """Take in a proposal; its caller may still set how it is to be treated, and has checked the time-out.
+
+        :param frees: whether it frees space.
 
         :raises ConsensusError: if it is refused at once.
         """
@@ -165,7 +169,7 @@ class Proposals:
         if batch is None or len(batch.proposals) >= _BATCH_ENTRIES or batch.bytes >= _BATCH_BYTES:
             batch = self._begin_batch()
         proposal = Proposal()
-        proposal.draft = Draft(payload, kind, session, sequence)
+        proposal.draft = Draft(payload, kind, session, sequence, frees)
         batch.proposals.append(proposal)
         batch.bytes += size
         if timeout is not None:
@@ -206,6 +210,8 @@ class Proposals:
             self.release(proposal)
         core = self._rt.core
         effects: Effects | None = None
+        if core.full_members:
+            self._keep_what_frees(batch, OutOfSpace(core.full_members))
         if core.role is not Role.LEADER:
             self._pass_on(batch)
         elif batch.proposals:
@@ -218,6 +224,12 @@ class Proposals:
         if self._gathered and self._gathered[0] is batch:
             self._gathered.popleft()
         return effects
+
+    def _keep_what_frees(self, batch: _Batch, error: OutOfSpace) -> None:
+        """Refuse what does not free space."""
+        for proposal in [each for each in batch.proposals if not each.draft.frees]:
+            batch.proposals.remove(proposal)
+            self.refuse(proposal, error)
 
     def _refuse_all(self, batch: _Batch, error: ConsensusError) -> None:
         for proposal in _rest(batch):

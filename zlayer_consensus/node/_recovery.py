@@ -17,7 +17,7 @@ async def recover(node_id: int, log_store: ILogStore, store: IStateMachineStore)
 
     :raises StorageError: if they cannot be opened, are of another node, or do not fit each other.
     """
-    start = await log_store.open()
+    start = dataclasses.replace(await log_store.open(), repair=log_store.identity.repair)
     if log_store.identity.node_id != node_id:
         raise WrongIdentity("the log", "node", str(node_id), str(log_store.identity.node_id))
     manifest = await store.open()

@@ -33,6 +33,7 @@ from ._proposals import Proposals
 from ._reads import Reads
 from ._recovery import recover
 from ._snapshots import SnapshotBuilder
+from ._space import Space
 from ._transfers import Receiver, Senders
 
 __all__ = ["Runtime"]
@@ -97,6 +98,7 @@ class Runtime:
         self.builder = SnapshotBuilder(self)
         self.senders = Senders(self)
         self.receiver = Receiver(self)
+        self.space = Space(self)
         self.observers = Observers(self)
         self.admin = Admin(self)
 
@@ -198,6 +200,7 @@ class Runtime:
             commit=core.commit,
         )
         self.driver.begin()
+        self.space.look()
         started, self._started = self._started, []
         for waiter in started:
             if not waiter.called:
@@ -231,6 +234,16 @@ class Runtime:
             return failure
 
         return self.log_store.adopt(mine).addCallbacks(adopted, failed)
+
+    def clear_repair(self) -> None:
+        """The leader has found this member's log complete again: remove the mark of the repair."""
+
+        def cleared(_: None) -> None:
+            self.identity = self.log_store.identity
+            self.log.info("the log of node {node} is complete again; it votes and counts", node=self.node_id)
+            self.driver.input(self.core.repair_cleared)
+
+        _ = self.log_store.clear_repair().addCallbacks(cleared, lambda failure: self.fail(error_in(failure)))
 
     # Stop.
 
@@ -353,6 +366,7 @@ class Runtime:
         cause = self.cause
         if self._removal is not None and self._removal.active():
             self._removal.cancel()
+        self.space.stop()
         self.builder.stop()
         self.senders.stop()
         self.receiver.stop()

@@ -47,6 +47,16 @@ class SnapshotBuilder:
         ):
             self._begin()
 
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot is under way."""
+        return self._task is not None
+
+    def begin(self) -> None:
+        """Begin a snapshot, unless one is under way."""
+        if self._task is None and not self._stopped:
+            self._begin()
+
     async def request(self) -> None:
         """Take a snapshot now; ends once one is published that has at least what is applied now."""
         wanted = self._rt.applier.applied
@@ -98,6 +108,7 @@ class SnapshotBuilder:
             await writer.publish()
             writer = None
             rt.driver.input(rt.core.snapshot_taken, point)
+            rt.space.snapshot_taken()
         finally:
             close = getattr(pieces, "close", None)
             if close is not None:

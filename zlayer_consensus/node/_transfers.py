@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred, succeed
 
-from ..errors import ConsensusError, InvalidMessage, NodeRemoved, StorageError
+from ..errors import ConsensusError, InvalidMessage, NodeRemoved, StorageError, StorageFull
 from ..network import SnapshotChunk, SnapshotChunkReply
 from ..raft import Effects, LogId, Role, SendSnapshot
 from ..storage import decode_manifest, encode_manifest
@@ -20,7 +20,7 @@ __all__ = ["Receiver", "Senders"]
 
 _BACK_OFF_FROM = 0.1
 _BACK_OFF_TO = 2.0
-_STATUSES = ("continue", "busy", "installed", "restart", "stale")
+_STATUSES = ("continue", "busy", "installed", "restart", "stale", "full")
 
 
 class Senders:
@@ -133,6 +133,8 @@ class _Sender:
             if not self._announced:
                 return "lost"  # it was told just now
             self._announced = False
+        if reply.status == "full":
+            self._announced = False  # it looks for room whenever a snapshot is announced
         if reply.status == "continue":
             self._announced = True
             self._position = self._normal(reply.part, reply.offset)
@@ -206,12 +208,16 @@ class Receiver:
         try:
             if chunk.manifest:
                 await self._announced(key, chunk)
+                if not self._has_room():
+                    return self._reply("full")
             elif key != self._key or self._receiver is None:
                 return self._reply("restart")
             receiver = self._receiver
             assert receiver is not None
             if chunk.data and receiver.position == (chunk.part, chunk.offset):
                 await self._write(receiver, chunk)
+                if self._receiver is None:
+                    return self._reply("full")
         finally:
             self._writing = False
         if self._receiver is None or not self._receiver.complete:
@@ -240,9 +246,21 @@ class Receiver:
         except ValueError as error:
             # The reply says where it goes on: a part whose digest is wrong starts over.
             self._rt.log.warn("A chunk of a snapshot does not fit: {error}", error=error)
+        except StorageFull as error:
+            self._rt.log.error("A leader's snapshot was not received: {error}", error=error)
+            self._rt.space.look()
+            await self._drop()
         except StorageError as error:
             self._rt.fail(error)
             raise
+
+    def _has_room(self) -> bool:
+        """Return whether the disk can take what is still to come, as far as that is known (A-26)."""
+        receiver, free = self._receiver, self._rt.space.free
+        if receiver is None or free is None:
+            return True
+        part, offset = receiver.position
+        return free >= sum(size for size, _ in receiver.manifest.parts[part:]) - offset
 
     def _drop(self) -> Deferred[None]:
         receiver, self._receiver, self._key = self._receiver, None, None
@@ -255,7 +273,13 @@ class Receiver:
         self._receiver = self._key = None
         await rt.sleep(0)  # a step of the core may be under way
         rt.builder.abandon()
-        manifest = await receiver.publish()
+        try:
+            manifest = await receiver.publish()
+        except StorageFull as error:
+            rt.log.error("A leader's snapshot was not kept: {error}", error=error)
+            rt.space.look()
+            await receiver.abort()
+            return
         point = manifest.point
         rt.applier.halt()  # from here on the log that it reads may go
         if not rt.core.needs_install(point):

@@ -20,6 +20,7 @@ from ._types import Draft, EntryKind
 __all__ = [
     "change_membership",
     "drop_departed",
+    "hand_over_if_full",
     "note_removal",
     "on_commit",
     "on_timeout_now_lost",
@@ -154,6 +155,9 @@ def transfer(s: State, token: Token, target: int | None) -> None:
         s.out.refused.append(Refused(token, TransferInProgress(leader.transfer.target)))
     elif leader.transfer is not None:
         leader.transfer.tokens.append(token)
+    elif p.repair:
+        reason = "its log was repaired, and is not known to be complete yet"
+        s.out.refused.append(Refused(token, TransferFailed(target, reason)))
     elif not is_live(s, p):
         s.out.refused.append(Refused(token, TransferFailed(target, "it does not answer")))
     else:
@@ -161,12 +165,27 @@ def transfer(s: State, token: Token, target: int | None) -> None:
         tick_transfer(s, leader)
 
 
-def _best_heir(s: State, leader: LeaderState) -> int | None:
-    def key(item: tuple[int, Progress]) -> tuple[int, int]:
-        return (item[1].match, -item[0])
+def _best_heir(s: State, leader: LeaderState, *, roomy: bool = False) -> int | None:
+    """Return the voter that lacks least; those whose disks are full come last, or (``roomy``) not at all."""
+
+    def key(item: tuple[int, Progress]) -> tuple[bool, int, int]:
+        return (not item[1].full, item[1].match, -item[0])
 
     live = [(peer, p) for peer, p in leader.peers.items() if peer in s.membership.voters and is_live(s, p)]
-    return max(live, key=key)[0] if live else None
+    fit = [(peer, p) for peer, p in live if not (roomy and p.full)]
+    return max(fit, key=key)[0] if fit else None
+
+
+def hand_over_if_full(s: State, leader: LeaderState) -> None:
+    """Let a voter whose disk has room lead, if this member's has none (S-10)."""
+    if not s.full or not leader.ready or leader.transfer is not None or s.now < leader.hand_over_at:
+        return
+    heir = _best_heir(s, leader, roomy=True)
+    if heir is not None:
+        limit = s.config.election_timeout_max
+        leader.hand_over_at = s.now + 2 * limit
+        leader.transfer = Transfer(heir, s.now + limit, [])
+        tick_transfer(s, leader)
 
 
 def tick_transfer(s: State, leader: LeaderState) -> None:

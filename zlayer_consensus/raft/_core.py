@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from ..config import ConsensusConfig
-from ..errors import InvalidMessage, InvariantBroken, NodeStopped, TransferInProgress
+from ..errors import InvalidMessage, InvariantBroken, NodeStopped, OutOfSpace, TransferInProgress
 from . import _changes, _election, _follower, _leader, _reads, _replication
 from ._effects import Effects, LogRead, Proposed, Refused, SendSnapshot, SnapshotPoint, Start, Token
 from ._membership import Member, Membership, MembershipChange
@@ -28,6 +28,7 @@ from ._messages import (
     VoteRequest,
 )
 from ._progress import PeerProgress
+from ._space import full_members
 from ._state import State
 from ._types import MAX_TERM, NO_LOG, Draft, Entry, EntryKind, LogId, Role
 
@@ -135,6 +136,16 @@ class RaftCore:
         return self._s.log.membership_at(self._s.commit)
 
     @property
+    def repair(self) -> bytes:
+        """The repair after which this member's log may lack what it acknowledged: until it is over, no vote."""
+        return self._s.repair
+
+    @property
+    def full_members(self) -> tuple[int, ...]:
+        """The voters whose full disks keep this leader from taking what does not free space; empty at others."""
+        return full_members(self._s, self._s.leader) if self._s.leader is not None else ()
+
+    @property
     def transferring(self) -> int | None:
         """The target of the running leadership transfer."""
         leader = self._s.leader
@@ -165,8 +176,9 @@ class RaftCore:
         """Return what this leader knows of its peers; empty at others."""
         s = self._s
         peers = s.leader.peers if s.leader else {}
+        last = s.log.last.index
         return {
-            peer: PeerProgress(p.match, p.next, p.state.value, s.log.last.index - p.match, p.last_ack, p.alarmed)
+            peer: PeerProgress(p.match, p.next, p.state.value, last - p.match, p.last_ack, p.alarmed, p.repair, p.full)
             for peer, p in peers.items()
         }
 
@@ -290,6 +302,8 @@ class RaftCore:
                 s.out.refused.append(Refused(None, s.not_leader()))
             elif leader.transfer is not None:
                 s.out.refused.append(Refused(None, TransferInProgress(leader.transfer.target)))
+            elif (full := full_members(s, leader)) and not all(draft.frees for draft in drafts):
+                s.out.refused.append(Refused(None, OutOfSpace(full)))
             elif drafts:
                 s.out.proposed = Proposed(_replication.append_local(s, drafts, time_ms), s.term)
 
@@ -412,6 +426,31 @@ class RaftCore:
             if not s.applied <= index <= s.commit:
                 raise s.broken(f"applied index {index} after {s.applied}, commit index {s.commit}")
             s.applied = index
+
+        return self._step(now, run)
+
+    def space(self, full: bool, now: float) -> Effects:
+        """The disk is full from now on, or has room again (S-10).
+
+        While it is full this member takes new entries only if there is no majority of others; as the leader it lets
+        somebody else lead, if anybody has room, and takes nothing but what frees space.
+        """
+        s = self._s
+
+        def run() -> None:
+            s.full = full
+            if s.leader is not None:
+                _changes.hand_over_if_full(s, s.leader)
+                _replication.replicate_all(s)
+
+        return self._step(now, run)
+
+    def repair_cleared(self, now: float) -> Effects:
+        """The mark of a repair, which ``Effects.repaired`` asked to remove, is gone from the disk."""
+        s = self._s
+
+        def run() -> None:
+            s.repair = s.clearing = b""
 
         return self._step(now, run)
 

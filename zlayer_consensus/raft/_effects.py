@@ -23,6 +23,7 @@ __all__ = [
     "LogRead",
     "LogWrite",
     "PeerAlarm",
+    "PeerRepair",
     "Persist",
     "Proposed",
     "ReadReady",
@@ -63,6 +64,7 @@ class Start:
     :param snapshot: the newest snapshot, if there is one.
     :param applied: what the state machine has applied already (the snapshot's index, usually).
     :param last_time_ms: an upper bound of the log's times.
+    :param repair: the id of the repair after which this log may lack what this member has acknowledged; else empty.
     """
 
     hard_state: HardState = _FRESH
@@ -74,6 +76,7 @@ class Start:
     snapshot: SnapshotPoint | None = None
     applied: int = 0
     last_time_ms: int = 0
+    repair: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +205,18 @@ class PeerAlarm:
     last_index: int
 
 
+@dataclass(frozen=True, slots=True)
+class PeerRepair:
+    """A peer's log was repaired: it counts for nothing until entry ``until`` is committed without it and durable there.
+
+    :param until: 0 when that is so, and the peer counts again.
+    """
+
+    peer: int
+    repair: bytes
+    until: int
+
+
 @dataclass(slots=True)
 class Effects:
     """What follows from one input. The driver carries out every field, in the order in which they stand here.
@@ -220,6 +235,9 @@ class Effects:
     :param refused: reads, changes, transfers, proposals that failed.
     :param change: what changed for an observer.
     :param alarms: peers that are no longer counted.
+    :param repairs: peers whose log was repaired, or is complete again.
+    :param repaired: if not empty, this member's log is complete again after that repair: its mark is to be removed
+        durably, and then ``repair_cleared`` to be called.
     :param removed: this member is no longer in the committed configuration.
     """
 
@@ -237,4 +255,6 @@ class Effects:
     refused: list[Refused] = field(default_factory=list)
     change: StateChange | None = None
     alarms: list[PeerAlarm] = field(default_factory=list)
+    repairs: list[PeerRepair] = field(default_factory=list)
+    repaired: bytes = b""
     removed: bool = False

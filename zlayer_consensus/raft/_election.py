@@ -14,7 +14,8 @@ __all__ = ["ask_again", "campaign", "on_timeout_now", "on_vote_lost", "on_vote_r
 
 def may_campaign(s: State) -> bool:
     """Return whether this member may stand for election now."""
-    return s.is_voter and s.term < MAX_TERM and not s.stalled and not s.stopped and s.role is not Role.LEADER
+    able = s.is_voter and not s.repair and not s.stalled and not s.stopped
+    return able and s.term < MAX_TERM and s.role is not Role.LEADER
 
 
 def campaign(s: State, *, transfer: bool = False) -> None:
@@ -75,10 +76,14 @@ def _count(s: State) -> None:
 
 
 def on_vote_request(s: State, token: Token, sender: int, message: VoteRequest) -> None:
-    """Grant or refuse a vote; a grant leaves only when it is durable (H-01)."""
+    """Grant or refuse a vote; a grant leaves only when it is durable (H-01).
+
+    A log that was repaired says nothing about what was committed, nor a term that may be older than the last vote.
+    """
     sticky = not message.transfer and _hears_leader(s)
+    fit = not s.repair and message.last >= s.log.last
     if message.pre_vote:
-        granted = message.term > s.term and not sticky and message.last >= s.log.last
+        granted = message.term > s.term and not sticky and fit
         s.answer(token, VoteReply(s.term, message.campaign, True, granted))
         return
     if message.term > s.term and not sticky:
@@ -93,7 +98,7 @@ def on_vote_request(s: State, token: Token, sender: int, message: VoteRequest) -
         and not sticky
         and s.role in (Role.FOLLOWER, Role.LEARNER, Role.PRE_CANDIDATE)
         and s.voted_for in (0, sender)
-        and message.last >= s.log.last
+        and fit
     )
     if granted:
         if s.role is Role.PRE_CANDIDATE:

@@ -60,7 +60,13 @@ def on_heartbeat(s: State, token: Token, sender: int, message: HeartbeatRequest)
     if message.term >= s.term:
         _follow(s, sender, message.term)
         follow_commit(s, message.commit)
-    s.when_vote_persisted(lambda: s.answer(token, HeartbeatReply(s.term, message.round, s.log.durable, s.commit)))
+        if s.repair and message.repaired == s.repair != s.clearing:
+            s.out.repaired = s.clearing = s.repair
+
+    def answer() -> None:
+        s.answer(token, HeartbeatReply(s.term, message.round, s.log.durable, s.commit, s.repair, s.full))
+
+    s.when_vote_persisted(answer)
 
 
 def on_append(s: State, token: Token, sender: int, message: AppendRequest) -> None:
@@ -109,6 +115,10 @@ def _take(s: State, token: Token, message: AppendRequest) -> None:
         reply = s.append_reply(message, success=False, conflict=hint)
         s.when_vote_persisted(lambda: s.answer(token, reply))
         return
+    if s.full and not message.reserve and _is_news(s, message):
+        refusal = s.append_reply(message, success=False, full=True)
+        s.when_vote_persisted(lambda: s.answer(token, refusal))
+        return
     _merge(s, message.entries)
     match = message.prev.index + len(message.entries)
     s.verified = max(s.verified, match)
@@ -124,6 +134,12 @@ def _matches(s: State, message: AppendRequest) -> bool:
     if prev.index <= s.commit and term not in (None, prev.term):
         raise s.broken(f"the leader's entry {prev.index} has term {prev.term}, the committed one has {term}")
     return prev.index <= s.commit or term == prev.term
+
+
+def _is_news(s: State, message: AppendRequest) -> bool:
+    """Return whether an append has an entry that is not in the log."""
+    entries = message.entries
+    return bool(entries) and s.log.term_at(entries[-1].index) != entries[-1].term and entries[-1].index > s.commit
 
 
 def _merge(s: State, entries: Sequence[Entry]) -> None:

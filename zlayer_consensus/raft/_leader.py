@@ -10,6 +10,7 @@ from ._effects import LogRead, PeerAlarm, SendSnapshot
 from ._messages import AppendReply, AppendRequest, HeartbeatReply, HeartbeatRequest
 from ._progress import LeaderState, Progress, ProgressState
 from ._quorum import agreed_index, has_quorum
+from ._repairs import is_stale, note_repair, note_repaired
 from ._replication import (
     append_local,
     live_peers,
@@ -77,6 +78,7 @@ def tick_leader(s: State, leader: LeaderState) -> None:
     send_round(s, leader)
     _reads.assign(s, leader)
     _changes.promote_ready(s, leader)
+    _changes.hand_over_if_full(s, leader)
 
 
 def _sole_voter(s: State) -> bool:
@@ -93,6 +95,9 @@ def on_heartbeat_reply(s: State, peer: int, request: HeartbeatRequest, reply: He
     if reply.term != s.term:
         return
     p.heard(s.now)
+    note_repair(s, leader, peer, p, reply.repair, reply.last_index)
+    whole = note_repaired(s, peer, p, request.repaired, reply.repair)
+    p.full = reply.full
     if reply.round == request.round:
         p.round_acked = max(p.round_acked, reply.round)
         _check_fall_back(s, leader, peer, p, reply)
@@ -101,7 +106,10 @@ def on_heartbeat_reply(s: State, peer: int, request: HeartbeatRequest, reply: He
     if p.owes_round:
         send_heartbeat(s, leader, peer, p)
     replicate(s, peer, p)
-    _reads.confirm(s, leader)
+    if whole:
+        advance_commit(s)
+    if s.leader is leader:
+        _reads.confirm(s, leader)
 
 
 def _check_fall_back(s: State, leader: LeaderState, peer: int, p: Progress, reply: HeartbeatReply) -> None:
@@ -126,12 +134,19 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
     if leader is None or p is None or request.term != s.term or reply.term != s.term:
         return
     p.heard(s.now)
+    note_repair(s, leader, peer, p, reply.repair, reply.last_index)
     current = request.stream == p.stream and reply.seq == request.seq
     if current:
         _settle(p, request.seq)
     if reply.success and reply.match > request.prev.index + len(request.entries):
         # It acknowledges what it was never sent: the fault is the peer's, and nothing that it says counts.
         _distrust(s, peer, p, reply.last_index)
+    elif reply.full:
+        p.full = True  # until a heartbeat says otherwise
+        if current:
+            p.start_over(p.match + 1)
+    elif reply.success and is_stale(p, reply.repair):
+        return
     elif reply.success:
         _matched(s, leader, peer, p, reply.match, current)
     elif current and p.state is not ProgressState.SNAPSHOT:

@@ -59,11 +59,13 @@ class HeartbeatRequest:
 
     :param commit: at most what the receiver is known to have, so that it needs no log check.
     :param round: the leader's heartbeat round; the reply echoes it.
+    :param repaired: the repair id that the receiver named, once its log is complete again; else empty.
     """
 
     term: int
     commit: int
     round: int
+    repaired: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +74,16 @@ class HeartbeatReply:
 
     :param last_index: its last durable index; one below the known match shows a log that fell back (H-29).
     :param commit: its commit index, so that the leader sees who has to be told.
+    :param repair: the id of the repair of its log, while that may lack what it acknowledged; else empty.
+    :param full: whether its disk is full: it takes no entries but those that it has to (S-10).
     """
 
     term: int
     round: int
     last_index: int
     commit: int
+    repair: bytes = b""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,7 @@ class AppendRequest:
     :param seq: 0, 1, 2 … within the stream: the order in which the receiver takes them.
     :param prev: the position before the first entry.
     :param commit: the leader's commit index.
+    :param reserve: whether a receiver whose disk is full has to take the entries: there is no majority of others.
     """
 
     term: int
@@ -96,6 +103,7 @@ class AppendRequest:
     prev: LogId
     entries: tuple[Entry, ...]
     commit: int
+    reserve: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +114,8 @@ class AppendReply:
     :param conflict: on failure a position that the receiver does have (term of the entry at that index), at or
         before which the logs may agree; the leader clamps it (H-26).
     :param last_index: the receiver's last index.
+    :param repair: as in :class:`HeartbeatReply`.
+    :param full: whether the entries were refused because the disk is full; then nothing else counts but the term.
     """
 
     term: int
@@ -115,6 +125,8 @@ class AppendReply:
     match: int
     conflict: LogId
     last_index: int
+    repair: bytes = b""
+    full: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,11 +59,25 @@ class Progress:
     """While a snapshot is sent: the position behind which the log must stay."""
     alarmed: bool = False
     """Whether its log fell back; then it is counted for nothing."""
+    full: bool = False
+    """Whether its disk is full: it gets entries only if there is no majority of others (S-10)."""
+    repair: bytes = b""
+    """The repair that it names: it may lack what it acknowledged before, and is counted for nothing."""
+    repair_until: int = 0
+    """It is complete again once this entry, appended after it named the repair, is committed without it and durable
+    there."""
+    repaired: bytes = b""
+    """The last repair that is over; late replies may still name it."""
+
+    @property
+    def trusted(self) -> bool:
+        """Whether it counts for anything."""
+        return not self.alarmed and not self.repair
 
     @property
     def counted(self) -> int:
         """The match index as far as it counts towards commit."""
-        return 0 if self.alarmed else self.match
+        return self.match if self.trusted else 0
 
     def heard(self, now: float) -> None:
         """Note that the peer answered in this term."""
@@ -93,6 +107,8 @@ class PeerProgress:
     lag: int
     last_contact: float
     alarmed: bool
+    repair: bytes = b""
+    full: bool = False
 
 
 @dataclass(slots=True)
@@ -144,3 +160,5 @@ class LeaderState:
     """``(round, read index, reads)`` that wait for a quorum's acknowledgement of that round."""
     change: PendingChange | None = None
     transfer: Transfer | None = None
+    hand_over_at: float = 0.0
+    """When a leader whose disk is full may try again to find an heir."""

@@ -67,7 +67,7 @@ def confirm(s: State, leader: LeaderState) -> None:
     """Release the reads whose round a quorum has acknowledged."""
     while leader.open_reads:
         number, index, reads = leader.open_reads[0]
-        acked = {peer for peer, p in leader.peers.items() if p.round_acked >= number and not p.alarmed}
+        acked = {peer for peer, p in leader.peers.items() if p.round_acked >= number and p.trusted}
         if not has_quorum(s.membership, acked | {s.node_id}):
             return
         leader.open_reads.popleft()

@@ -8,6 +8,7 @@ from ._effects import LogRead, SendSnapshot
 from ._messages import AppendRequest, HeartbeatRequest
 from ._progress import LeaderState, Progress, ProgressState
 from ._quorum import has_quorum
+from ._space import full_members
 from ._state import State
 from ._types import Draft, Entry, LogId
 
@@ -68,6 +69,8 @@ def replicate(s: State, peer: int, p: Progress) -> None:
     """Send a peer as many appends as its window allows."""
     if p.paused or p.reading or p.state is ProgressState.SNAPSHOT:
         return
+    if p.full and p.next <= s.log.last.index and (s.leader is None or not full_members(s, s.leader)):
+        return  # a majority has room without it; a heartbeat tells when it has, too
     config = s.config
     while _has_room(s, p):
         prev = s.log.id_at(p.next - 1)
@@ -109,7 +112,8 @@ def _has_room(s: State, p: Progress) -> bool:
 def send_append(s: State, peer: int, p: Progress, prev: LogId, entries: Sequence[Entry]) -> None:
     """Send one append and account for it."""
     size = sum(len(entry.raw) for entry in entries)
-    s.send(peer, AppendRequest(s.term, p.stream, p.seq, prev, tuple(entries), s.commit))
+    reserve = s.leader is not None and bool(full_members(s, s.leader))
+    s.send(peer, AppendRequest(s.term, p.stream, p.seq, prev, tuple(entries), s.commit, reserve))
     p.inflight.append((p.seq, size))
     p.inflight_bytes += size
     p.seq += 1
@@ -148,12 +152,14 @@ def send_heartbeat(s: State, leader: LeaderState, peer: int, p: Progress) -> Non
     p.heartbeats += 1
     commit = min(p.match, s.commit)
     p.commit_sent = max(p.commit_sent, commit)
-    s.send(peer, HeartbeatRequest(s.term, commit, leader.round))
+    # Only now: what was counted without it may since be durable there.
+    done = p.repair if p.repair and min(p.match, s.commit) >= p.repair_until else b""
+    s.send(peer, HeartbeatRequest(s.term, commit, leader.round, done))
 
 
 def is_live(s: State, p: Progress) -> bool:
     """Return whether a peer counts as reachable for the quorum check."""
-    return not p.alarmed and s.now - p.last_ack <= s.config.election_timeout_max
+    return p.trusted and s.now - p.last_ack <= s.config.election_timeout_max
 
 
 def live_peers(s: State, leader: LeaderState) -> set[int]:

@@ -85,6 +85,12 @@ class State:
         self.read_context = 0
         self.leaving: tuple[list[Token], int, float] | None = None
         """A transfer's ``(tokens, target, deadline)`` that waits for the new leader to show up."""
+        self.repair = start.repair
+        """The repair after which the log may lack what this member acknowledged: until it is cleared, no vote."""
+        self.clearing = b""
+        """The repair whose mark is being removed."""
+        self.full = False
+        """Whether this member's disk is full."""
         self.stalled = False
         """Whether this member gave up leading because of its disk; it does not campaign until a write completes."""
         self.removed = False
@@ -322,7 +328,8 @@ class State:
             self.when_vote_persisted(partial(self.answer, token, reply))
 
     def append_reply(
-        self, message: AppendRequest, *, success: bool, match: int = 0, conflict: LogId = NO_LOG
+        self, message: AppendRequest, *, success: bool, match: int = 0, conflict: LogId = NO_LOG, full: bool = False
     ) -> AppendReply:
         """Build the reply to an append."""
-        return AppendReply(self.term, message.stream, message.seq, success, match, conflict, self.log.last.index)
+        last = self.log.last.index
+        return AppendReply(self.term, message.stream, message.seq, success, match, conflict, last, self.repair, full)

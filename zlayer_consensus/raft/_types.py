@@ -149,9 +149,13 @@ ENTRY_OVERHEAD = _HEADER.size
 
 
 class Draft(NamedTuple):
-    """A proposal before it has a place in the log."""
+    """A proposal before it has a place in the log.
+
+    :param frees: whether it leads to more space on the disks, and so is taken when they are full.
+    """
 
     payload: bytes
     kind: int = EntryKind.COMMAND
     session: int = 0
     sequence: int = 0
+    frees: bool = False

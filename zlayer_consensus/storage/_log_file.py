@@ -17,7 +17,7 @@ from ..raft import Entry, LogId, LogWrite, Start
 from ._executor import IExecutor, ThreadExecutor
 from ._files import IFileSystem, RealFileSystem
 from ._log_writer import LogWriter
-from ._record import Purge
+from ._record import SECTOR, Purge
 from .interfaces import Identity, ILogStore
 
 __all__ = ["FileLogStore"]
@@ -51,6 +51,7 @@ class FileLogStore:
     :param file_system: the files.
     :param random_bytes: makes the incarnation of a new directory, and the salts of segments.
     :param segment_bytes: size of a segment file. Purging frees whole segments.
+    :param reserve_bytes: size of the file that is written to when the disk is full (S-10).
     :param tail_bytes: about how many bytes of the newest entries ``open`` hands out.
     :param idle_seconds: after so long without a write an empty record is written, which tells a later opening that
         damage before it is no torn write.
@@ -68,12 +69,16 @@ class FileLogStore:
         file_system: IFileSystem | None = None,
         random_bytes: Callable[[int], bytes] = os.urandom,
         segment_bytes: int = 16 << 20,
+        reserve_bytes: int = 4 << 20,
         tail_bytes: int = 4 << 20,
         idle_seconds: float = 0.1,
     ) -> None:
         if not _MIN_SEGMENT_BYTES <= segment_bytes <= _MAX_SEGMENT_BYTES:
             rule = f"must be between {_MIN_SEGMENT_BYTES} and {_MAX_SEGMENT_BYTES}"
             raise ConfigError("segment_bytes", segment_bytes, rule)
+        if not _MIN_SEGMENT_BYTES <= reserve_bytes <= _MAX_SEGMENT_BYTES or reserve_bytes % SECTOR:
+            rule = f"must be a multiple of {SECTOR} between {_MIN_SEGMENT_BYTES} and {_MAX_SEGMENT_BYTES}"
+            raise ConfigError("reserve_bytes", reserve_bytes, rule)
         if not idle_seconds > 0:
             raise ConfigError("idle_seconds", idle_seconds, "must be greater than 0")
         if executor is None and reactor is None:
@@ -90,6 +95,7 @@ class FileLogStore:
             node_id,
             random_bytes,
             segment_bytes,
+            reserve_bytes,
             min(_MAX_RECORD_BYTES, segment_bytes // 4),
             tail_bytes,
         )
@@ -137,6 +143,13 @@ class FileLogStore:
     def _adopted(self, identity: Identity) -> None:
         self.identity = identity
 
+    def clear_repair(self) -> Deferred[None]:
+        """See :meth:`ILogStore.clear_repair`."""
+        refusal = self._refusal("clear_repair")
+        if refusal is not None:
+            return fail(refusal)
+        return self._run(self._writer.clear_repair).addCallback(self._adopted)
+
     def write(self, write: LogWrite) -> Deferred[None]:
         """See :meth:`ILogStore.write`."""
         return self._submit(write)
@@ -163,6 +176,18 @@ class FileLogStore:
         if refusal is not None:
             return fail(refusal)
         return self._run(self._writer.read, first, last, max_bytes)
+
+    @property
+    def full(self) -> bool:
+        """See :attr:`ILogStore.full`."""
+        return self._writer.full
+
+    def space(self, keep: int) -> Deferred[int]:
+        """See :meth:`ILogStore.space`."""
+        refusal = self._refusal("space")
+        if refusal is not None:
+            return fail(refusal)
+        return self._run(self._writer.space, keep)
 
     def close(self) -> Deferred[None]:
         """See :meth:`ILogStore.close`."""
@@ -304,7 +329,7 @@ class FileLogStore:
 
     def _idle(self) -> None:
         self._idle_call = None
-        if self._marked or self._closing or self._failure is not None:
+        if self._marked or self._closing or self._failure is not None or self._writer.full:
             return
         left = self._started_at + self._idle_seconds - self._reactor.seconds()
         if self._writing or left > 0:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Concatenate, ParamSpec, TypeVar
 
-from ..errors import InvariantBroken, LogCompacted, StorageFull, WrongIdentity
+from ..errors import InvariantBroken, LogCompacted, WrongIdentity
 from ..raft import NO_LOG, Entry, HardState, LogWrite, Start
 from ._drafts import RecordDraft, drafts
 from ._files import IFile, IFileLock, IFileSystem
@@ -22,9 +22,6 @@ from .interfaces import Identity
 
 __all__ = ["LogWriter"]
 
-RESERVE_BYTES = 1 << 20
-"""Space that is kept for term and vote on a full disk."""
-_SMALL_SEGMENT = 64 << 10
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -55,6 +52,7 @@ class LogWriter:
     disk holds is unknown then, and nothing is truncated or tried again.
 
     :param segment_bytes: size of a segment; one that must hold a larger record is larger.
+    :param reserve_bytes: size of the file that becomes a segment when the disk is full.
     :param record_bytes: most payload bytes of a record that holds more than one entry.
     :param tail_bytes: about how many bytes of the newest entries ``open`` returns.
     """
@@ -66,13 +64,14 @@ class LogWriter:
         node_id: int,
         random_bytes: Callable[[int], bytes],
         segment_bytes: int,
+        reserve_bytes: int,
         record_bytes: int,
         tail_bytes: int,
     ) -> None:
         self.warnings: list[str] = []
         self._file_system = file_system
         self._layout = Layout(directory)
-        self._files = SegmentFiles(file_system, self._layout.wal, segment_bytes)
+        self._files = SegmentFiles(file_system, self._layout.wal, self._layout.reserve, segment_bytes, reserve_bytes)
         self._node_id = node_id
         self._random_bytes = random_bytes
         self._segment_bytes = segment_bytes
@@ -109,7 +108,9 @@ class LogWriter:
         self._file = fs.open(self._index.active.path)
         self.mark()
         self.drop_purged()
-        self._ensure_reserve()
+        self._files.make_room(0)
+        if self._files.full:
+            self.warnings.append(f"{layout.wal}: there is little or no space left")
         return self._identity, self._start()
 
     def _start(self) -> Start:
@@ -139,7 +140,8 @@ class LogWriter:
             fs.remove(path)
         self._identity = Identity(self._node_id, self._random_bytes(16))
         self._index = LogIndex(_FRESH)
-        segment, file = self._files.create(self._header(1, 0, 0, _FRESH, self._segment_bytes))
+        size = self._segment_bytes
+        segment, file = self._files.create(self._header(1, 0, 0, _FRESH, size), size)
         file.close()
         self._index.segments.append(segment)
         write_identity(fs, layout.directory, self._identity)
@@ -162,6 +164,15 @@ class LogWriter:
         self._identity = adopted
         return adopted
 
+    @_final
+    def clear_repair(self) -> Identity:
+        """Remove the mark of a repair; see ``ILogStore.clear_repair``."""
+        if self._identity.repair:
+            unmarked = replace(self._identity, repair=b"")
+            write_identity(self._file_system, self._layout.directory, unmarked)
+            self._identity = unmarked
+        return self._identity
+
     def close(self, clean: bool) -> None:
         """Release the files and the lock. With ``clean``, write an empty record first, if one is missing."""
         try:
@@ -175,23 +186,6 @@ class LogWriter:
             if self._lock is not None:
                 self._lock.release()
                 self._lock = None
-
-    def _ensure_reserve(self) -> None:
-        fs, path = self._file_system, self._layout.reserve
-        if fs.exists(path):
-            if fs.size(path) == RESERVE_BYTES:
-                return
-            fs.remove(path)
-        file = fs.create(path)
-        try:
-            file.zero(0, RESERVE_BYTES)
-            file.sync()
-        except StorageFull:
-            self.warnings.append(f"{path}: there is no space for the reserve of {RESERVE_BYTES} bytes")
-            fs.remove(path)
-        finally:
-            file.close()
-        fs.sync_dir(self._layout.directory)
 
     # Writing
 
@@ -214,7 +208,7 @@ class LogWriter:
         room = record_size(stored_length(len(payload))) + PAGE
         growth = draft.points, draft.terms, draft.configs
         if active.end + room + active.seal_size(*growth) > active.header.size:
-            self._rotate(room + seal_bound(*growth), draft.entries == 0)
+            self._rotate(room + seal_bound(*growth))
             active = self._index.active
         self._index.apply(draft.operations, active.end)
         last = self._index.last.index
@@ -244,7 +238,7 @@ class LogWriter:
             self._write(MARK, b"", 0, self._index.last.index + 1)
             self._closed = True
 
-    def _rotate(self, room: int, small: bool) -> None:
+    def _rotate(self, room: int) -> None:
         """Go on in a new segment with at least ``room`` bytes.
 
         The order is what recovery relies on: the new file is durable under its name before the old one is sealed, and
@@ -255,13 +249,7 @@ class LogWriter:
         header = self._header(
             old.header.seq + 1, old.end, old.chain, index.summary, max(self._segment_bytes, wanted)
         )  # fmt: skip
-        try:
-            segment, file = self._files.create(header)
-        except StorageFull:
-            if not small:
-                raise
-            self._release_reserve()
-            segment, file = self._files.create(header._replace(size=-(-max(_SMALL_SEGMENT, wanted) // SECTOR) * SECTOR))
+        segment, file = self._files.create(header, wanted)
         assert self._file is not None
         seal = encode_seal_record(old, index.summary)
         self._file.write(old.end, seal)
@@ -271,12 +259,6 @@ class LogWriter:
         index.segments.append(segment)
         self._file, self._closed = file, True
 
-    def _release_reserve(self) -> None:
-        if self._file_system.exists(self._layout.reserve):
-            self.warnings.append("the disk is full; the reserve was released for term and vote")
-            self._file_system.remove(self._layout.reserve)
-            self._file_system.sync_dir(self._layout.directory)
-
     def _header(self, seq: int, previous_end: int, chain: int, summary: Summary, size: int) -> SegmentHeader:
         salt = int.from_bytes(self._random_bytes(4), "little")
         mine = self._identity
@@ -285,6 +267,16 @@ class LogWriter:
             mine.cluster_id, mine.node_id, mine.incarnation, seq, size, salt, chain, previous_end,
             summary.last, summary.purged, summary.state, summary.committed, summary.time_ms,
         )  # fmt: skip
+
+    @property
+    def full(self) -> bool:
+        """Whether there was no space when some was needed, and still is none."""
+        return self._files.full
+
+    @_final
+    def space(self, keep: int) -> int:
+        """See whether there is space again; see ``ILogStore.space``."""
+        return self._files.make_room(keep)
 
     @property
     def has_work(self) -> bool:

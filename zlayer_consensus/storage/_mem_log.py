@@ -86,6 +86,14 @@ class MemLogStore:
         self.identity = adopted
         return succeed(None)
 
+    def clear_repair(self) -> Deferred[None]:
+        """See :meth:`ILogStore.clear_repair`."""
+        refusal = self._refusal("clear_repair")
+        if refusal is not None:
+            return fail(refusal)
+        self.identity = replace(self.identity, repair=b"")
+        return succeed(None)
+
     def write(self, write: LogWrite) -> Deferred[None]:
         """See :meth:`ILogStore.write`; "durable" is "done" here."""
         return self._apply(write)
@@ -121,6 +129,16 @@ class MemLogStore:
                 break
             found.append(entry)
         return succeed(found)
+
+    @property
+    def full(self) -> bool:
+        """See :attr:`ILogStore.full`."""
+        return False
+
+    def space(self, keep: int) -> Deferred[int]:
+        """See :meth:`ILogStore.space`: memory has no end here."""
+        refusal = self._refusal("space")
+        return fail(refusal) if refusal is not None else succeed(1 << 60)
 
     def close(self) -> Deferred[None]:
         """See :meth:`ILogStore.close`."""

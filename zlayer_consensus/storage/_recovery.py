@@ -38,7 +38,7 @@ class Layout:
         self.directory = directory
         self.wal = f"{directory}/wal"
         self.quarantine = f"{directory}/quarantine"
-        self.reserve = f"{directory}/reserve"
+        self.reserve = f"{self.wal}/reserve"
         self.lock = f"{directory}/LOCK"
 
 
@@ -285,7 +285,7 @@ class _Recovery:
             if not self._file_system.exists(self._layout.reserve):
                 raise
             self._file_system.remove(self._layout.reserve)
-            self._file_system.sync_dir(self._layout.directory)
+            self._file_system.sync_dir(self._layout.wal)
             self._copy(segment, data)
         self._write(segment.path, segment.end, bytes(len(data)))
 

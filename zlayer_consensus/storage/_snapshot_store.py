@@ -187,9 +187,14 @@ class SnapshotStore:
         await self._prune()
         return manifest
 
-    async def _prune(self) -> None:
+    def reclaim(self) -> Deferred[None]:
+        """See :meth:`IStateMachineStore.reclaim`."""
+        self._check_open()
+        return uncancelled(self._prune(1))
+
+    async def _prune(self, keep: int = 0) -> None:
         """Remove what is beyond the number kept. That it fails is no reason to stop: it is tried again later."""
-        for position in self._positions[: -self._keep]:
+        for position in self._positions[: -(keep or self._keep)]:
             if self._readers[position]:
                 continue
             try:

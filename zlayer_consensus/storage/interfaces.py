@@ -86,11 +86,16 @@ class ILogStore(Interface):
     """The log with term, vote and commit.
 
     Life cycle: ``open`` once, then the others, ``close`` last. After any failure that is not
-    :class:`~zlayer_consensus.errors.LogCompacted`, :class:`~zlayer_consensus.errors.StorageFull` included, the store
-    has failed: every later call fails with the same error, and the node stops.
+    :class:`~zlayer_consensus.errors.LogCompacted`, the store has failed: every later call fails with the same error,
+    and the node stops. So it is with :class:`~zlayer_consensus.errors.StorageFull`, which comes when the reserve is
+    used up, too: before that the store is ``full``, and whoever uses it has the time to write less.
     """
 
     identity: Identity = Attribute("The :class:`Identity`; known once ``open`` has fired.")
+    full: bool = Attribute(
+        """Whether there was no space when some was needed, or less than ``space`` was told to keep (S-10). The store
+        then goes on, on a reserve. Changes while ``open``, a write or ``space`` is under way."""
+    )
 
     def open() -> Deferred[Start]:
         """Recover, and fire with what was found; ``Start.snapshot`` and ``Start.applied`` are left to the caller.
@@ -105,14 +110,23 @@ class ILogStore(Interface):
     def adopt(identity: Identity) -> Deferred[None]:
         """Set ``cluster_id`` and ``origin`` durably. Only once, before the first write; node and incarnation stay."""
 
+    def clear_repair() -> Deferred[None]:
+        """Remove the identity's mark of a repair durably; nothing happens if there is none."""
+
     def write(write: LogWrite) -> Deferred[None]:
         """Start a write. Fires when it, and every earlier one, is durable.
 
         Calls may overlap; they take effect and fire in call order, and waiting ones may share one sync. The write
         is atomic in a crash only towards the end: a prefix of its entries may survive, none was acknowledged.
 
-        :raises StorageFull: if there is no space.
+        :raises StorageFull: if there is no space, and no reserve is left.
         :raises StorageFailed: if the disk failed.
+        """
+
+    def space(keep: int) -> Deferred[int]:
+        """Return how many bytes are free. If they are too few, become ``full``; if enough, make the reserve again.
+
+        :param keep: bytes that have to stay free, for snapshots.
         """
 
     def read(first: int, last: int, max_bytes: int) -> Deferred[list[Entry]]:
@@ -246,6 +260,9 @@ class IStateMachineStore(Interface):
 
         :raises LookupError: if there is none.
         """
+
+    def reclaim() -> Deferred[None]:
+        """Free space: remove every snapshot but the newest, and those that are being read."""
 
     def writer(point: SnapshotPoint) -> ISnapshotWriter:
         """Begin a snapshot of the state as of ``point``. One writer at a time.

@@ -44,6 +44,7 @@ class Propose:
     :param records: what it is in the history, if a model checks it; one that works on several keys is one for each.
     :param results: makes of the command's result those of the records.
     :param seen: told of the command's result, for commands that build on earlier ones.
+    :param frees_space: whether the state becomes smaller by it; such commands are taken when the disks are full.
     """
 
     request: Any
@@ -51,6 +52,7 @@ class Propose:
     records: tuple[Record, ...] = ()
     results: Callable[[Any], Sequence[Any]] = _whole
     seen: Callable[[Any], object] | None = None
+    frees_space: bool = False
 
 
 @attrs.frozen(eq=False)

@@ -226,6 +226,10 @@ class _Calm:
         down = (world.core & set(world.quorums.committed().members)) - here
         if down or not leader.ready or leader.membership.joint:
             return f"down: {sorted(down)}, ready: {leader.ready}, joint: {leader.membership.joint}"
+        full = {m.node_id for m in seen if m.full}
+        full |= {peer for peer, p in leader.replication.items() if p.full and peer in here}
+        if full:
+            return f"full: {sorted(full)}"
         alarmed = [peer for peer, p in leader.replication.items() if p.alarmed and peer in world.core]
         machines = {
             (p.machine.index, p.machine.count, p.machine.digest) for p in self._processes() if p.host.node_id in here

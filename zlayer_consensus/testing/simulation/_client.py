@@ -72,7 +72,12 @@ class Task:
         if isinstance(action, Propose):
             propose = node.propose_with_index if style < 0.3 else node.propose
             return propose(
-                action.request, session=self.session, sequence=self.sequence, timeout=timeout, forward=forward
+                action.request,
+                session=self.session,
+                sequence=self.sequence,
+                timeout=timeout,
+                forward=forward,
+                frees_space=action.frees_space,
             )
         if isinstance(action, Query):
             read = action.read

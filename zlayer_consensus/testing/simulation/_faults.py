@@ -39,6 +39,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "slow disk": (1.0, disk.slow),
     "stalled disk": (1.5, disk.stall),
     "disk full": (1.0, disk.disk_full),
+    "disks full": (0.7, disk.disks_full),
     "disk error": (1.0, disk.failure),
     "bit rot": (2.0, disk.rot),
     "wipe": (1.0, disk.wipe),

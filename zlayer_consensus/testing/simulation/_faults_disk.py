@@ -14,7 +14,7 @@ from ._host import Host
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["disk_full", "failure", "rot", "slow", "stall", "wipe"]
+__all__ = ["disk_full", "disks_full", "failure", "rot", "slow", "stall", "wipe"]
 
 
 def slow(world: World, random: Random) -> None:
@@ -38,14 +38,29 @@ def stall(world: World, random: Random) -> None:
 
 
 def disk_full(world: World, random: Random) -> None:
-    """A disk has little or no room left, until somebody makes some."""
+    """A disk has little or no room left, until somebody makes some (S-10)."""
     host = victim(world, random)
     if host is not None:
-        world.count("disk full")
-        host.expects.add("storage_full")
-        host.files.capacity = host.files.used() + random.choice((0, 100, 2000, 20_000))
-        world.trace("disk full", f"node {host.node_id}")
+        _fill(world, host, random)
         world.later(world.long_span(random), _make_room, host)
+
+
+def disks_full(world: World, random: Random) -> None:
+    """All disks run full at about the same time."""
+    for host in list(world.hosts.values()):
+        if host.process is not None and not host.gone:
+            world.later(world.span(random), _fill, world, host, random)
+            world.later(2 * world.long_span(random), _make_room, host)
+
+
+def _fill(world: World, host: Host, random: Random) -> None:
+    if host.gone or world.calm:
+        return
+    world.count("disk full")
+    # When the reserve is used up, too.
+    host.expects.add("storage_full")
+    host.files.capacity = host.files.used() + random.choice((0, 100, 2000, 20_000))
+    world.trace("disk full", f"node {host.node_id}")
 
 
 def _make_room(host: Host) -> None:

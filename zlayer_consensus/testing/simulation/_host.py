@@ -298,6 +298,7 @@ class Process:
             file_system=self.host.files,
             random_bytes=self.random.randbytes,
             segment_bytes=knobs.segment_bytes,
+            reserve_bytes=knobs.reserve_bytes,
             tail_bytes=knobs.tail_bytes,
             idle_seconds=knobs.idle_seconds,
         )

@@ -35,6 +35,7 @@ class Knobs:
     inline_disk: bool
     disk_latency: float
     segment_bytes: int
+    reserve_bytes: int
     tail_bytes: int
     part_bytes: int
     snapshots_kept: int
@@ -92,6 +93,7 @@ class Knobs:
             duration=unit * uniform(9, 20),
             # To begin takes up to a second, however short the time-outs are.
             early_faults=shortest >= 150 and random.random() < 0.25,
+            reserve_bytes=choice((16 << 10, 16 << 10, 64 << 10)),
         )
 
 
@@ -131,6 +133,7 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         session_window=choice((1, 2, 64)),
         max_sessions=random.choices((1, 2, 10_000), (0.5, 1, 4))[0],
         log_cache_bytes=choice((0, 1000, 8 << 20)),
+        low_space_bytes=choice((0, 1000, 30_000)),
     )
 
 

@@ -128,7 +128,7 @@ class _Clients:
 
     def _delete(self, random: Random, key: bytes, client: int) -> Action:
         request = encode_tagged(self._tag(client), encode(Delete(key)))
-        return Propose(request, "delete", (Record("delete", key),), _decoded)
+        return Propose(request, "delete", (Record("delete", key),), _decoded, frees_space=True)
 
     def _get(self, random: Random, key: bytes, client: int) -> Action:
         return Query(

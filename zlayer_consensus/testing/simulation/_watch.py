@@ -47,6 +47,10 @@ class WatchedLogStore:
         """See :meth:`~zlayer_consensus.storage.ILogStore.adopt`."""
         return self._inner.adopt(identity)
 
+    def clear_repair(self) -> Deferred[None]:
+        """See :meth:`~zlayer_consensus.storage.ILogStore.clear_repair`."""
+        return self._inner.clear_repair()
+
     def write(self, write: LogWrite) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.write`."""
         ticket = self._checker.written(self._node_id, write)
@@ -70,6 +74,15 @@ class WatchedLogStore:
         """See :meth:`~zlayer_consensus.storage.ILogStore.purge`."""
         self._checker.purged(self._node_id, upto)
         return self._inner.purge(upto)
+
+    @property
+    def full(self) -> bool:
+        """See :class:`~zlayer_consensus.storage.ILogStore`."""
+        return self._inner.full
+
+    def space(self, keep: int) -> Deferred[int]:
+        """See :meth:`~zlayer_consensus.storage.ILogStore.space`."""
+        return self._inner.space(keep)
 
     def close(self) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.close`."""

@@ -14,6 +14,7 @@ from ...errors import (
     NodeStopped,
     NotLeader,
     OutcomeUnknown,
+    OutOfSpace,
     Overloaded,
     PeerRefused,
     ProposalTooLarge,
@@ -37,6 +38,7 @@ __all__ = ["Workload"]
 
 _DEFINITE = (
     NotLeader,
+    OutOfSpace,
     Overloaded,
     ProposalTooLarge,
     TransferInProgress,

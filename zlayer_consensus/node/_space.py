@@ -1,0 +1,156 @@
+"""Space on the disk: seeing in time that it runs out, and what can be done about it (S-10, S-11)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from twisted.internet.interfaces import IDelayedCall
+from twisted.python.failure import Failure
+
+from ._failures import error_in
+
+if TYPE_CHECKING:
+    from ._runtime import Runtime
+
+__all__ = ["Space"]
+
+_EVERY = 1.0
+"""Seconds between two looks."""
+_SNAPSHOT_FROM, _SNAPSHOT_TO = 2.0, 30.0
+"""Seconds between two attempts to take a snapshot on a full disk; each that fails doubles them."""
+_HYSTERESIS = 1.25
+_SHARE = 8
+"""The part of ``low_space_bytes`` whose coming into the log is reason to look."""
+
+
+class Space:
+    """Looks at the disk once a second.
+
+    Space is short when the log has none for its next segment; or, earlier, when less is free than ``low_space_bytes``
+    and another snapshot would take. Then the snapshots but the newest go, and the log is purged up to that one. If
+    that does not help, the disk is *full*: the core is told, and a new snapshot is taken whenever something was applied
+    since the last. That is how what was deleted leads to space. When there is enough, all goes on by itself.
+    """
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._rt = runtime
+        self.full = False
+        self.free: int | None = None
+        """Bytes that were free at the last look."""
+        self._call: IDelayedCall | None = None
+        self._looking = False
+        self._reclaimed = False
+        """Whether what could be freed without more ado is."""
+        self._looked_at = 0
+        self._stopped = False
+        self._snapshot_at = 0.0
+        self._pause = _SNAPSHOT_FROM
+
+    def look(self) -> None:
+        """Look now."""
+        if self._looking or self._stopped:
+            return
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
+        self._looking = True
+        self._looked_at = self._rt.applier.bytes_applied
+        _ = self._rt.log_store.space(self._wanted()).addCallbacks(self._seen, self._failed)
+
+    def applied(self) -> None:
+        """Something was applied. If that was much, do not wait for the next second."""
+        if self._rt.applier.bytes_applied - self._looked_at >= self._rt.config.low_space_bytes // _SHARE:
+            self.look()
+
+    def store_changed(self) -> None:
+        """The log store may have become full."""
+        if self._rt.log_store.full and not self.full:
+            self.look()
+
+    def _wanted(self) -> int:
+        """Return how many bytes should be free: another snapshot has to fit, and what comes until the next look."""
+        rt = self._rt
+        size = 0
+        if self.full or not rt.builder.busy:  # else it is being written already
+            newest = rt.store.newest()
+            size = rt.applier.bytes_since_snapshot + (newest.size if newest is not None else 0)
+        return int((rt.config.low_space_bytes + size) * (_HYSTERESIS if self.full else 1.0))
+
+    def _failed(self, failure: Failure) -> None:
+        self._looking = False
+        self._rt.fail(error_in(failure))
+
+    def _seen(self, free: int) -> None:
+        self._looking = False
+        if self._stopped:
+            return
+        self.free = free
+        short = self._rt.log_store.full
+        if short and not self._reclaimed:
+            self._reclaim()
+            return
+        self._reclaimed = short
+        self._call = self._rt.clock.callLater(_EVERY, self._again)  # first: what follows may lead to another look
+        if short != self.full:
+            self._turn(short)
+        if short:
+            self._snapshot()
+
+    def _again(self) -> None:
+        self._call = None
+        self._reclaimed = self._reclaimed and not self.full
+        self.look()
+
+    def _reclaim(self) -> None:
+        """Free what can be freed without losing anything, and look again."""
+        rt = self._rt
+        self._reclaimed = self._looking = True
+        newest = rt.store.newest()
+        if newest is not None:
+            rt.driver.input(rt.core.purge, newest.point.last.index)
+
+        def reclaimed(_: None) -> None:
+            self._looking = False
+            self.look()
+
+        _ = rt.store.reclaim().addCallbacks(reclaimed, self._failed)
+
+    def _turn(self, full: bool) -> None:
+        self.full = full
+        self._snapshot_at, self._pause = 0.0, _SNAPSHOT_FROM
+        if full:
+            self._rt.log.critical(
+                "the disk of node {node} is full ({free} bytes are free): it gives leadership away if it can, takes "
+                "nothing but what frees space, and goes on by itself when there is space again",
+                node=self._rt.node_id,
+                free=self.free,
+            )
+        else:
+            self._rt.log.info(
+                "the disk of node {node} has space again ({free} bytes are free)", node=self._rt.node_id, free=self.free
+            )
+        self._rt.driver.input(self._rt.core.space, full)
+
+    def _snapshot(self) -> None:
+        """Take a snapshot if it could be smaller than the last: then older ones, and more of the log, can go."""
+        rt = self._rt
+        newest, now = rt.store.newest(), rt.clock.seconds()
+        applied = newest.point.last.index if newest is not None else 0
+        if rt.applier.applied > applied and now >= self._snapshot_at and rt.config.snapshot_policy != "never":
+            self._snapshot_at = now + self._pause
+            self._pause = min(2 * self._pause, _SNAPSHOT_TO)
+            rt.builder.begin()
+
+    def snapshot_taken(self) -> None:
+        """A snapshot was published: another one may follow soon."""
+        self._pause = _SNAPSHOT_FROM
+        if self.full:
+            self._reclaimed = False
+            self.look()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stopped = True
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
