@@ -293,6 +293,23 @@ class RangeTests(ApiTestCase):
         self.expect_error(self.ask("GET", "/v1/kv?limit=many"), 400, "invalid_option")
 
 
+class CompactTests(ApiTestCase):
+    def test_compact(self) -> None:
+        for value in (b"1", b"2", b"3"):
+            self.put(b"key", value)
+        answer = self.ask_json("POST", "/v1/compact", {"revision": 3})
+        self.assertEqual((200, {"revision": 4, "compacted_revision": 3}), (answer.status, answer.json))
+        self.assertEqual(answer.header("X-ZLayer-Index"), "4")
+        for revision, code, status in ((2, "compacted", 410), (9, "future_revision", 400)):
+            answer = self.ask_json("POST", "/v1/compact", {"revision": revision})
+            self.assertEqual((status, code), (answer.status, answer.json["code"]))
+
+    def test_schema_is_closed(self) -> None:
+        for body in ({}, {"revision": 0}, {"revision": "3"}, {"revision": True}, {"revision": 1, "x": 1}):
+            answer = self.ask_json("POST", "/v1/compact", body)
+            self.assertEqual(400, answer.status, body)
+
+
 class TxnTests(ApiTestCase):
     def test_compare_and_swap(self) -> None:
         """What the comparisons say decides between the two lists."""

@@ -38,6 +38,8 @@ def frees(node: Node, payload: bytes) -> None:
 
 
 class FollowerTests(TestCase):
+    """S-10: a full disk at a follower."""
+
     def test_a_full_follower_gets_nothing_while_others_suffice(self) -> None:
         c = cluster()
         fill(c, 3)
@@ -103,6 +105,8 @@ class FollowerTests(TestCase):
 
 
 class LeaderTests(TestCase):
+    """S-10: a full disk at the leader, and at a majority."""
+
     def test_a_full_leader_lets_one_with_room_lead(self) -> None:
         c = cluster()
         fill(c, 2)

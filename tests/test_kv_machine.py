@@ -16,6 +16,8 @@ from zlayer_consensus.kv import (
     TO_THE_END,
     TYPES,
     Command,
+    Compact,
+    CompactResult,
     Compare,
     Comparison,
     Delete,
@@ -34,6 +36,7 @@ from zlayer_consensus.kv import (
     decode,
     decode_result,
     encode,
+    frees_space,
     prefix_end,
 )
 from zlayer_consensus.storage import ApplyContext, IStateMachine, IStateSink
@@ -107,6 +110,38 @@ class CommandTests(MachineTestCase):
         self.assertEqual((self.machine.index, self.machine.revision, len(self.machine)), (0, 1, 0))
         self.machine.apply(encode(Put(b"a", b"")), ApplyContext(17, 0))
         self.assertEqual((self.machine.index, self.machine.revision, len(self.machine)), (17, 2, 1))
+
+    def test_compact(self) -> None:
+        """It takes no revision, and makes the snapshot smaller by what was superseded and deleted."""
+        for number in range(50):
+            self.apply(Put(b"key", bytes([number]) * 1000))
+        self.apply(Delete(b"key"))
+        before = sum(map(len, self.machine.snapshot()))
+        self.assertEqual(self.apply(Compact(52)), CompactResult(52, 52))
+        self.assertEqual((self.machine.revision, self.machine.compacted_revision), (52, 52))
+        self.assertLess(sum(map(len, self.machine.snapshot())), before - 49_000)
+        self.assertEqual("compacted", self.refused(Compact(51)))
+        self.assertEqual("future_revision", self.refused(Compact(53)))
+        copy = KeyValueMachine()
+        sink = copy.restore()
+        for piece in self.machine.snapshot():
+            sink.write(piece)
+        sink.finish()
+        self.assertEqual(52, copy.compacted_revision)
+
+    def test_what_frees_space(self) -> None:
+        """S-10: deletions and compactions, alone or in a transaction that reads as well, but puts nothing."""
+        for command, frees in (
+            (Put(b"k", b""), False),
+            (Delete(b"k"), True),
+            (Range(b"k"), False),
+            (Compact(1), True),
+            (Txn(), False),
+            (Txn((), (Range(b"k"),)), False),
+            (Txn((), (Delete(b"k"), Range(b"k"))), True),
+            (Txn((), (Delete(b"k"),), (Put(b"k", b""),)), False),
+        ):
+            self.assertEqual(frees, frees_space(command), command)
 
     def test_prefix_end(self) -> None:
         for prefix, end in (
@@ -323,6 +358,8 @@ class CodecTests(SynchronousTestCase):
             Delete(b"", TO_THE_END),
             Range(b"k"),
             Range(b"a", b"b", 12),
+            Compact(1),
+            Compact((1 << 63) - 1),
             Txn(),
             Txn(compare, (Put(b"a", b"b"), Delete(b"k", b"l")), (Range(b"", b"z", 1),)),
         ):

@@ -189,6 +189,36 @@ class StoreTests(SynchronousTestCase):
             self.assertEqual(error.reason, reason)
         self.assertIsNotNone(store.get(b"key", 4))
 
+    def test_compaction(self) -> None:
+        """What is left of the history is as it was, and the rest is as if it had been out of the window."""
+        for seed in range(4):
+            work = Workload(seed, Store())
+            for step in range(300):
+                work.step()
+                if step % 40 == 20:
+                    revision = work.random.randint(work.store.compacted, work.store.revision)
+                    before = (work.store.revision, work.store.digest())
+                    work.store.compact(revision)
+                    self.assertEqual((revision, *before), (work.store.compacted, work.store.revision, before[1]))
+                    self.assertFalse([event for event in work.store.history.all() if event[0] <= revision])
+                self.check_now(work)
+                self.check_past(work)
+            store = work.store
+            store.compact(store.revision)
+            self.assertEqual((0, 0), (len(store.history), store.history._bytes))
+            self.check_now(work)
+
+    def test_compaction_out_of_the_window(self) -> None:
+        store = Store()
+        for value in (b"1", b"2", b"3"):
+            store.put(b"key", value)
+            store.commit()
+        store.compact(3)
+        for revision, reason in ((2, "compacted"), (5, "future_revision")):
+            self.assertEqual(reason, self.assertRaises(DomainError, store.compact, revision).reason)
+        store.compact(3)
+        self.assertEqual(3, store.compacted)
+
     def test_events_for_a_watch(self) -> None:
         """From a past revision on, the events lead from its content to the present one, in order."""
         work = Workload(11, Store(history_changes=50))

@@ -7,13 +7,13 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from twisted.trial.unittest import TestCase
+from twisted.trial.unittest import SkipTest, TestCase
 
 from tests.node_cluster import NodeTestCase
 from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
-from . import answers, kill_all, torture
+from . import answers, full_disks, kill_all, torture
 from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
@@ -57,6 +57,17 @@ class Stories(TestCase):
     async def test_answers(self) -> None:
         """What clients hear at every node, about large proposals, across a dead leader, and of a wiped node (H-29)."""
         await answers.run(self.scene(answers.RAFT))
+
+    async def test_full_disks(self) -> None:
+        """S-10, S-11: nodes whose disks are full read on, are left by deleting, and none has to be started again."""
+        scene = self.scene(full_disks.RAFT)
+        try:
+            disks = full_disks.SmallDisks(scene.cluster.directory, 3, 24 << 20)
+        except PermissionError as error:
+            raise SkipTest(str(error)) from error
+        self.addCleanup(disks.unmount)
+        self.addCleanup(lambda: scene.kill(scene.running))
+        await full_disks.FullDisks(scene).run()
 
     async def test_torture(self) -> None:
         """Whatever is done to the processes, no acknowledged write is lost or doubled, and no read goes back."""

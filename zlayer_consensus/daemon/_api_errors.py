@@ -45,6 +45,7 @@ _REFUSED: Final = {
     "empty_key": 400,
     "invalid_range": 400,
     "invalid_limit": 400,
+    "invalid_revision": 400,
     "invalid_compare": 400,
     "invalid_command": 400,
     "duplicate_key": 400,

@@ -11,11 +11,11 @@ from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
 from ..errors import DomainError
-from ..kv import Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, frees_space, prefix_end
+from ..kv import Compact, Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, frees_space, prefix_end
 from ..kv import RangeResult as _RangeResult
 from ._api_errors import error_reply
 from ._api_http import ApiError, Options, answer, bad, has_broken_escape, read_json, reply, reply_json
-from ._api_txn import parse_txn, plain_pair, plain_result
+from ._api_txn import fields, integer, parse_txn, plain_pair, plain_result
 
 __all__ = ["KeyValueApi", "write_options"]
 
@@ -189,6 +189,16 @@ class KeyValueApi:
             b"x-zlayer-index": b"%d" % applied.index,
         }
         return reply_json(request, plain_result(result), headers=headers)
+
+    async def compact(self, request: IRequest) -> bytes:
+        """Serve ``POST /v1/compact``."""
+        keywords = write_options(request)
+        body = fields(read_json(request), "the body", ("revision",))
+        command = Compact(integer(body["revision"], "revision", 1))
+        applied = await self._node.propose_with_index(encode(command), **keywords, frees_space=True)
+        result: Any = decode_result(applied.result)
+        value = {"revision": result.revision, "compacted_revision": result.compacted}
+        return reply_json(request, value, headers={b"x-zlayer-index": b"%d" % applied.index})
 
 
 def _show_key(request: IRequest, key: bytes, record: bytes | None, revision: int, index: int) -> bytes:

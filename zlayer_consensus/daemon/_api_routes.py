@@ -57,6 +57,10 @@ class Routes:
     async def _transact(self, request: IRequest) -> bytes:
         return await self._key_values().transact(request)
 
+    @app.route("/v1/compact", methods=["POST"])
+    async def _compact(self, request: IRequest) -> bytes:
+        return await self._key_values().compact(request)
+
     @app.route("/v1/sessions", methods=["POST"])
     async def _open_session(self, request: IRequest) -> bytes:
         return await self._admin.open_session(request)

@@ -92,7 +92,7 @@ class LocalCluster:
         application: str = "kv",
     ) -> None:
         self.nodes: dict[int, LocalNode] = {}
-        self._directory = directory
+        self.directory = directory
         self._reactor = reactor
         self._tables = {"raft": dict(raft or {}), "storage": dict(storage or {})}
         self._application = application
@@ -290,8 +290,8 @@ class LocalCluster:
             raise ClusterFailed(f"node {node_id} ended with exit code {code}; its last line: {node.last_words()}")
 
     def _make(self, node_id: int, peer: int, client: int) -> LocalNode:
-        directory = os.path.join(self._directory, f"node{node_id}")
-        os.makedirs(directory)
+        directory = os.path.join(self.directory, f"node{node_id}")
+        os.makedirs(directory, exist_ok=True)  # it may be a file system of its own
         node = self.nodes[node_id] = LocalNode(node_id, directory, f"{_HOST}:{peer}", f"{_HOST}:{client}")
         return node
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 import attrs
@@ -25,6 +26,8 @@ __all__ = [
     "MAX_TXN_OPERATIONS",
     "TO_THE_END",
     "Command",
+    "Compact",
+    "CompactResult",
     "Compare",
     "Comparison",
     "Delete",
@@ -161,7 +164,17 @@ class Txn:
     failure: tuple[Operation, ...] = ()
 
 
-Command = Put | Delete | Range | Txn
+@attrs.frozen
+class Compact:
+    """Forget the history up to a revision: what was superseded or deleted by then takes space no more.
+
+    Reads at an earlier revision are refused from then on.
+    """
+
+    revision: int
+
+
+Command = Put | Delete | Range | Txn | Compact
 
 
 @attrs.frozen
@@ -209,17 +222,28 @@ class TxnResult:
     results: tuple[OperationResult, ...]
 
 
-Result = PutResult | DeleteResult | RangeResult | TxnResult
+@attrs.frozen
+class CompactResult:
+    """What a compaction did: ``compacted`` is the oldest revision that can be read."""
 
-PUT, DELETE, RANGE, TXN = 1, 2, 3, 4
-_KNOWN = (PUT, DELETE, RANGE, TXN)
+    revision: int
+    compacted: int
+
+
+Result = PutResult | DeleteResult | RangeResult | TxnResult | CompactResult
+
+PUT, DELETE, RANGE, TXN, COMPACT = 1, 2, 3, 4, 5
+_KNOWN = (PUT, DELETE, RANGE, TXN, COMPACT)
 
 
 def frees_space(command: Command) -> bool:
-    """Return whether a command can only make the state smaller: it deletes, and puts nothing.
+    """Return whether a command can only make the state smaller: it deletes or compacts, and puts nothing.
 
-    Propose such a command with ``frees_space=True``: it is taken when the disks are full.
+    Propose such a command with ``frees_space=True``: it is taken when the disks are full. What is deleted goes into the
+    history; so after many deletions a :class:`Compact` is needed as well.
     """
+    if isinstance(command, Compact):
+        return True
     operations = (*command.success, *command.failure) if isinstance(command, Txn) else (command,)
     deletes = any(isinstance(operation, Delete) for operation in operations)
     return deletes and not any(isinstance(operation, Put) for operation in operations)
@@ -245,6 +269,8 @@ def encode(command: Command) -> bytes:
             [_plain_operation(each) for each in command.success],
             [_plain_operation(each) for each in command.failure],
         ]
+    elif isinstance(command, Compact):
+        plain = [COMPACT, command.revision]
     else:
         plain = _plain_operation(command)
     return _plain.dumps(plain)
@@ -262,10 +288,13 @@ def validate(command: Command) -> None:
     """Check the limits that every replica applies.
 
     :raises DomainError: with one of the reasons ``empty_key``, ``key_too_long``, ``invalid_range``,
-        ``invalid_limit``, ``too_many_operations``, ``duplicate_key``, ``invalid_compare``.
+        ``invalid_limit``, ``too_many_operations``, ``duplicate_key``, ``invalid_compare``, ``invalid_revision``.
     """
     if isinstance(command, Txn):
         _validate_txn(command)
+    elif isinstance(command, Compact):
+        if type(command.revision) is not int or not 0 < command.revision <= _MAX_INT:
+            raise DomainError("invalid_revision", "a revision is a positive number")
     else:
         _validate_operation(command)
 
@@ -360,9 +389,16 @@ def decode(data: bytes) -> Command:
         raise DomainError("invalid_command", "not a command of the key-value store: no command number")
     if plain[0] not in _KNOWN:
         raise UnknownCommand(f"command number {plain[0]} of the key-value store is not known to this version")
-    command = _txn(plain) if plain[0] == TXN else _operation(plain)
+    read: Callable[[Any], Command] = {TXN: _txn, COMPACT: _compact}.get(plain[0], _operation)
+    command = read(plain)
     validate(command)
     return command
+
+
+def _compact(plain: list[Any]) -> Compact:
+    if len(plain) != 2 or type(plain[1]) is not int:
+        raise DomainError("invalid_command", "a compaction has the wrong form")
+    return Compact(plain[1])
 
 
 def _operation(plain: Any) -> Operation:
@@ -401,7 +437,7 @@ def decode_result(plain: list[Any]) -> Result:
 
     A result is a list: ``[1, revision, create_revision, version]`` of a put, ``[2, revision, deleted]`` of a
     deletion, ``[3, revision, [[key, record], ...], next_key or None]`` of a range, and
-    ``[4, revision, succeeded, results]`` of a transaction.
+    ``[4, revision, succeeded, results]`` of a transaction, and ``[5, revision, compacted]`` of a compaction.
     """
     if plain[0] == TXN:
         return TxnResult(plain[1], plain[2], tuple(decode_result(each) for each in plain[3]))  # type: ignore[misc]
@@ -409,5 +445,7 @@ def decode_result(plain: list[Any]) -> Result:
         return PutResult(plain[1], plain[2], plain[3])
     if plain[0] == DELETE:
         return DeleteResult(plain[1], plain[2])
+    if plain[0] == COMPACT:
+        return CompactResult(plain[1], plain[2])
     kvs = tuple(KeyValue.of(key, record) for key, record in plain[2])
     return RangeResult(plain[1], kvs, plain[3] is not None, plain[3])

@@ -85,14 +85,29 @@ class History:
         if len(self._events) <= self._changes + _SLACK and self._bytes <= self._size:
             return
         dropped: dict[bytes, int] = {}
+        while self._events and (len(self._events) > self._changes or self._bytes > self._size):
+            self._drop_oldest(dropped)
+        self._forget(dropped)
+
+    def compact(self, revision: int) -> None:
+        """Forget the events up to a revision. Only between commands."""
+        dropped: dict[bytes, int] = {}
+        while self._events and self._events[0][0] <= revision:
+            self._drop_oldest(dropped)
+        self.compacted = max(self.compacted, revision)
+        self._forget(dropped)
+
+    def _drop_oldest(self, dropped: dict[bytes, int]) -> None:
+        """Drop the events of the oldest revision, and count them by key."""
         events = self._events
-        while events and (len(events) > self._changes or self._bytes > self._size):
-            revision = events[0][0]
-            while events and events[0][0] == revision:
-                event = events.popleft()
-                self._bytes -= self._cost(event)
-                dropped[event[1]] = dropped.get(event[1], 0) + 1
-            self.compacted = revision
+        revision = events[0][0]
+        while events and events[0][0] == revision:
+            event = events.popleft()
+            self._bytes -= self._cost(event)
+            dropped[event[1]] = dropped.get(event[1], 0) + 1
+        self.compacted = revision
+
+    def _forget(self, dropped: dict[bytes, int]) -> None:
         for key, count in dropped.items():
             left = self._of_key[key]
             if count < len(left):

@@ -12,6 +12,7 @@ from ..errors import DomainError
 from ..storage.interfaces import ApplyContext, IStateMachine, IStateSink
 from ..types import declare_raft_types
 from ._commands import (
+    COMPACT,
     DELETE,
     MAX_RESULT_BYTES,
     PUT,
@@ -20,6 +21,7 @@ from ._commands import (
     TO_THE_END,
     TXN,
     Command,
+    Compact,
     Compare,
     Comparison,
     Delete,
@@ -144,6 +146,9 @@ class KeyValueMachine:
     def _carry_out(self, command: Command) -> list[Any]:
         if isinstance(command, Txn):
             return self._txn(command)
+        if isinstance(command, Compact):
+            self._store.compact(command.revision)
+            return [COMPACT, self._store.revision, self._store.compacted]
         return self._operation(command, MAX_RESULT_BYTES)[0]
 
     def _txn(self, txn: Txn) -> list[Any]:

@@ -203,6 +203,14 @@ class Store:
             self._replace(key, after, before)
         self._pending = 0
 
+    def compact(self, revision: int) -> None:
+        """Forget the history up to a revision, which is then the oldest that can be read. It is no change of its own.
+
+        :raises DomainError: ``future_revision``, or ``compacted`` if it was done before.
+        """
+        self._check_revision(revision)
+        self.history.compact(revision)
+
     def _change(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
         for observer in self._observers:
             observer(key, old)
