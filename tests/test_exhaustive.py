@@ -59,6 +59,14 @@ class ExplorationTests(unittest.TestCase):
         """H-20: an entry of an old term is not committed by counting."""
         self.explore("figure8")
 
+    def test_forgotten_votes(self) -> None:
+        """J-98: a repaired log has forgotten a vote that is still counted; the next one elects no second leader."""
+        self.explore("repair")
+
+    def test_forgotten_terms(self) -> None:
+        """J-98: a repaired log goes back to a leader that was deposed; nothing that was committed since is lost."""
+        self.explore("repair-term")
+
     def test_crossed_removals(self) -> None:
         """H-40, remove/remove: two leaders remove a voter each, from four."""
         self.explore("remove-remove")
@@ -95,6 +103,10 @@ _FOUND_BY = {
     "an acknowledgement that leaves before the entries are durable": ("durability", "leader completeness"),
     "entries that count at the leader before they are durable": ("durability", "leader completeness"),
     "commit of an old term by counting": ("figure8", "leader completeness"),
+    "a vote of a member whose log was repaired": ("repair", "election safety"),
+    "a member that counts although its log was repaired": ("repair", "leader completeness"),
+    "a repaired log that is taken for complete at once": ("repair-term", "leader completeness"),
+    "a repaired log that is taken for complete with what was there before": ("repair-term", "leader completeness"),
     "several changes at once": ("queue", "leader completeness"),
     "a majority of the new voters only": ("replace", "leader completeness"),
     "a joint configuration left before it is committed": ("replace", "leader completeness"),

@@ -47,6 +47,8 @@ def _node_actions(world: World, state: State, facts: Facts) -> Iterator[Action]:
         yield ("write", node_id)
     if facts.early:
         yield ("release", node_id)
+    if budget.damages and node_id in scenario.damaged:
+        yield from (("damage", node_id, keep) for keep in range(1, facts.entries + 1))
     if budget.crashes:
         yield ("crash", node_id, False)
         if facts.tearable:
@@ -67,7 +69,8 @@ def _message_actions(world: World, state: State, number: int) -> Iterator[Action
         return
     waits = envelope.epoch == world.of(state, envelope.source).epoch
     sticky = isinstance(envelope.request, VoteRequest) and world.of(state, envelope.target).sticky
-    if not waits or not world.scenario.calls:
+    apart = world.scenario.slow_votes and isinstance(envelope.request, VoteRequest)
+    if not waits or not world.scenario.calls or apart:
         yield ("deliver", number)
     else:
         yield ("call", number)

@@ -78,14 +78,18 @@ def _content(entry: Entry) -> str:
 
 
 class Disk(NamedTuple):
-    """What a crash leaves."""
+    """What a crash leaves.
+
+    :param repair: the mark of a repair, which it carries until its leader has found the log complete again.
+    """
 
     hard: HardState
     log: tuple[Entry, ...]
+    repair: bytes = b""
 
     def after(self, write: LogWrite) -> Disk:
         """Return the disk after a write."""
-        hard, log = self
+        hard, log, repair = self
         if write.reset is not None:
             raise Violation("a log was reset, although nobody has a snapshot")
         if write.truncate_after is not None:
@@ -94,7 +98,7 @@ class Disk(NamedTuple):
             if entry.index != len(log) + 1:
                 raise Violation(f"entry {entry.id} was written where {len(log) + 1} belongs")
             log = (*log, entry)
-        return Disk(write.hard_state or hard, log)
+        return Disk(write.hard_state or hard, log, repair)
 
     def start(self) -> Start:
         """Return what a core finds that starts from here."""
@@ -104,6 +108,7 @@ class Disk(NamedTuple):
             terms=tuple((next(run).index, term) for term, run in groupby(self.log, lambda entry: entry.term)),
             configs=tuple(entry for entry in self.log if entry.kind == EntryKind.CONFIG),
             tail=self.log,
+            repair=self.repair,
         )
 
 
@@ -254,6 +259,16 @@ class Member:
         self.pending, self.epoch = (), self.epoch + 1
         self.core = _core(self.node_id, self.config, self.disk)
 
+    def damage(self, keep: int) -> None:
+        """The log is damaged behind ``keep`` and repaired: what it acknowledged and whom it voted for is forgotten."""
+        log = self.disk.log[:keep]
+        self.disk = Disk(HardState(log[-1].term, 0, 0), log, b"%d" % (self.epoch + 1) * 16)
+        # What it votes from now on is compared with nothing: that it may vote twice in a term is the point.
+        self.votes = {}
+        self.pending, self.epoch = (), self.epoch + 1
+        self.core = _core(self.node_id, self.config, self.disk)
+        self.seen.append("log repaired")
+
     def propose(self) -> None:
         """Propose a command, another in each term."""
         self._call("propose", [Draft(b"%d" % self.core.term)], 0, NOW)
@@ -289,6 +304,10 @@ class Member:
             led = was_leader and name != "request"
             self.commits.append(Committed(log, self.core.term, config if led else None))
         self._note_role(was_leader, config)
+        if effects.repaired:
+            self.disk = self.disk._replace(repair=b"")
+            self.seen.append("repair cleared")
+            self._call("repair_cleared", NOW)
         while self.sync and self.pending:
             self.complete()
 

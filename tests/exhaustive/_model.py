@@ -24,6 +24,7 @@ class Budget(NamedTuple):
     repeats: int = 0
     losses: int = 0
     beats: int = 0
+    damages: int = 0
     campaigns: int = -1
     """Negative: as many as the terms allow. With pre-vote that is no bound."""
 
@@ -50,9 +51,11 @@ class Scenario:
     :param settings: of the core; without pre-vote by default, since a pre-vote can only prevent campaigns.
     :param campaigners: who may campaign, by the term campaigned for; anybody for terms that are not there.
     :param changes: the membership changes that each leader may ask for, by node.
+    :param damaged: whose logs may be damaged and repaired: cut anywhere behind the first entry, votes forgotten.
     :param sync: writes are durable at once; else each completion is an action, and a crash loses what is under way.
     :param whole_elections: a campaign happens at once, also at a leader, with any least set of voters that wins it.
     :param calls: a request and its reply are delivered at once.
+    :param slow_votes: with ``calls``, a vote and its reply are delivered apart all the same.
     :param lost_replies: with ``calls``, a reply may also get lost.
     :param late: messages of a leader may also arrive after it stepped down.
     :param links: which members hear the leader that a node is, after the prologue; everybody, for nodes that are not
@@ -73,9 +76,11 @@ class Scenario:
     settings: dict[str, Any] = field(default_factory=dict)
     campaigners: dict[int, set[int]] = field(default_factory=dict)
     changes: dict[int, tuple[MembershipChange, ...]] = field(default_factory=dict)
+    damaged: tuple[int, ...] = ()
     sync: bool = True
     whole_elections: bool = False
     calls: bool = False
+    slow_votes: bool = False
     lost_replies: bool = True
     late: bool = True
     links: dict[int, set[int]] = field(default_factory=dict)
@@ -104,6 +109,7 @@ class Facts(NamedTuple):
     sticky: bool
     early: bool
     pending: int
+    entries: int
     tearable: bool
 
 

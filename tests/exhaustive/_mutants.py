@@ -20,7 +20,9 @@ from zlayer_consensus.raft import (
     _leader,
     _log,
     _quorum,
+    _repairs,
 )
+from zlayer_consensus.raft._progress import Progress
 from zlayer_consensus.raft._state import State
 
 __all__ = ["MUTANTS", "mutated"]
@@ -103,7 +105,26 @@ def _count_own_entries(s: State) -> None:
     s.log.durable = min(durable, s.log.last.index)
 
 
+def _vote_although_repaired(s: State, token: Any, sender: int, message: VoteRequest) -> None:
+    repair, s.repair = s.repair, b""
+    _ON_VOTE_REQUEST(s, token, sender, message)
+    s.repair = repair
+
+
+def _whole_at_once(s: State, leader: Any, peer: int, p: Any, repair: bytes, last_index: int) -> None:
+    _NOTE_REPAIR(s, leader, peer, p, repair, last_index)
+    p.repair_until = 0
+
+
+def _whole_with_what_was_there(s: State, leader: Any, peer: int, p: Any, repair: bytes, last_index: int) -> None:
+    known = p.repair
+    _NOTE_REPAIR(s, leader, peer, p, repair, last_index)
+    if p.repair != known:
+        p.repair_until -= 1
+
+
 _CHECKED = _changes._checked
+_NOTE_REPAIR = _repairs.note_repair
 _ON_VOTE_REQUEST = _election.on_vote_request
 _SET_TERM = State.set_term
 _ADVANCE_COMMIT = _leader.advance_commit
@@ -119,6 +140,8 @@ _AT_APPLY: Patch = (
     "membership",
     property(lambda s: s.log.membership_at(1 if s.node_id in _SLOW else max(s.commit, 1))),
 )
+
+_COUNTED: Patch = (Progress, "trusted", property(lambda p: not p.alarmed))
 
 MUTANTS: dict[str, tuple[Patch, ...]] = {
     "single-server changes": (_SINGLE,),
@@ -138,6 +161,12 @@ MUTANTS: dict[str, tuple[Patch, ...]] = {
     "a joint configuration left before it is committed": ((_changes, "change_membership", _leave_at_once),),
     "a configuration that takes effect at commit": (_AT_COMMIT,),
     "a configuration that takes effect when it is applied": (_AT_APPLY,),
+    "a vote of a member whose log was repaired": ((_election, "on_vote_request", _vote_although_repaired),),
+    "a member that counts although its log was repaired": (_COUNTED,),
+    "a repaired log that is taken for complete at once": ((_leader, "note_repair", _whole_at_once),),
+    "a repaired log that is taken for complete with what was there before": (
+        (_leader, "note_repair", _whole_with_what_was_there),
+    ),
     "a configuration that outlives its entry": (
         _SINGLE,
         (_log.LogView, "truncate", _keep_configs),

@@ -108,10 +108,11 @@ class World:
             commit=core.commit,
             led=member.led,
             majorities=_majorities(member.node_id, core.membership) if self.scenario.whole_elections else (),
-            may_campaign=s.is_voter and not s.stalled,
+            may_campaign=s.is_voter and not s.stalled and not s.repair,
             sticky=following and core.leader_id is not None and s.leader_contact == NOW,
             early=bool(s.inbox.held),
             pending=len(member.pending),
+            entries=len(member.disk.log),
             tearable=write is not None and write.hard_state is not None and write.entries != (),
         )
 
@@ -242,6 +243,14 @@ class World:
             if envelope.reply is None and envelope.source == node_id:
                 work.net[at] = self._envelope(envelope._replace(epoch=NOBODY))
 
+    def _damage(self, work: Work, node_id: int, keep: int) -> None:
+        work.budget = work.budget.less("damages")
+        self._input(work, node_id, "damage", keep)
+        for at, number in enumerate(work.net):
+            envelope = self.envelopes[number]
+            if envelope.reply is None and envelope.source == node_id:
+                work.net[at] = self._envelope(envelope._replace(epoch=NOBODY))
+
     def _propose(self, work: Work, node_id: int) -> None:
         work.budget = work.budget.less("proposals")
         self._input(work, node_id, "propose")
@@ -319,6 +328,7 @@ _ACTIONS: dict[str, Callable[..., Any]] = {
     "write": World._write,
     "release": World._release,
     "crash": World._crash,
+    "damage": World._damage,
     "propose": World._propose,
     "change": World._change,
     "beat": World._beat,
@@ -334,6 +344,7 @@ _INPUTS: dict[str, Callable[..., None]] = {
     "write": lambda world, member: member.complete(),
     "release": lambda world, member: member.release(),
     "crash": lambda world, member, torn: member.crash(torn=torn),
+    "damage": lambda world, member, keep: member.damage(keep),
     "propose": lambda world, member: member.propose(),
     "change": lambda world, member, at: member.change(world.scenario.changes[member.node_id][at]),
     "beat": lambda world, member: member.beat(),
