@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pty
 import re
@@ -13,6 +14,8 @@ import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
+
+from click.testing import CliRunner
 
 from tests.cli_kit import (
     CliTestCase,
@@ -221,12 +224,20 @@ class DocumentTests(CliTestCase):
         lines += self.lines("stat", other)
         flip(segments(other)[-1], 100)
         lines += self.lines("stat", other, exit_code=2)
+        lines += self.repaired_lines(other)
         known = self.documented()
         seen: dict[str, set[str]] = {}
         for line in lines:
             seen.setdefault(line["kind"], set()).update(set(line) - {"kind"})
         self.assertEqual({}, {kind: keys - known.get(kind, set()) for kind, keys in seen.items() if keys - known[kind]})
         self.assertEqual(set(known), set(seen) | {"leftover"})
+
+    def repaired_lines(self, directory: Path) -> list[dict[str, Any]]:
+        """Repairs a damaged log, and says what it shows."""
+        (directory / "snap").mkdir()
+        found = CliRunner().invoke(program, ["log", "repair", str(directory), "--yes", "--json"])
+        self.assertEqual(0, found.exit_code, found.output)
+        return [json.loads(line) for line in found.stdout.splitlines()]
 
     def test_every_exit_code_is_documented(self) -> None:
         text = DOCUMENT.read_text(encoding="utf-8")

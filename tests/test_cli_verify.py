@@ -47,6 +47,7 @@ from zlayer_consensus.cli._verify import verify
 from zlayer_consensus.errors import StorageCorrupt, StorageError, StorageFailed, WrongIdentity
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite
 from zlayer_consensus.storage import FileLogStore, IFileSystem, InlineExecutor, RealFileSystem
+from zlayer_consensus.storage._record import SEAL, check_record, encode_record
 from zlayer_consensus.storage._segment import SEGMENT_HEADER, decode_header, encode_header
 from zlayer_consensus.storage.inspection import ReadOnlyFileSystem, scan_records
 
@@ -167,6 +168,21 @@ class VerifyTests(CliTestCase):
             self.rot(path, offset=seal.position, opening="refuses")
             self.assertFalse(self.opens())
             flip(path, seal.position + 70)
+
+    def test_a_seal_that_contradicts_itself_is_rot(self) -> None:
+        """J-100: intact by its checksums, and it miscounts."""
+        path = self.segments[1]
+        data, (before, seal) = path.read_bytes(), records(path)[-2:]
+        salt = decode_header(data[:SEGMENT_HEADER]).salt
+        payload = bytearray(check_record(seal, data[seal.position : seal.position + seal.size], salt, before.chain))
+        payload[8] += 1
+        record, _ = encode_record(
+            SEAL, bytes(payload), 0, seal.first, seal.last, seal.position, salt, before.chain
+        )  # fmt: skip
+        overwrite(path, seal.position, record)
+        found = self.rot(path, offset=seal.position, opening="refuses")
+        self.assertIn("counts", found["rule"])
+        self.assertFalse(self.opens())
 
     def test_a_missing_segment_is_rot(self) -> None:
         """S-07, S-08: the first, one in the middle, the newest."""

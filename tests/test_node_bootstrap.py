@@ -188,6 +188,20 @@ class BootstrapTests(SynchronousTestCase):
         self.cluster.result(again.bootstrap())
         self.cluster.leader()
 
+    def test_a_log_that_a_repair_emptied_is_the_leaders_to_fill(self) -> None:
+        """Also if the others still have just those members: nothing is written anew (H-29)."""
+        self.cluster.begin(1, 2, 3)
+        self.cluster.settle()
+        victim = next(i for i in (1, 2, 3) if not self.cluster.nodes[i].is_leader)
+        identity = self.cluster.logs[victim].identity
+        self.cluster.crash(victim)
+        emptied = MemLogStore(victim)
+        emptied.identity = dataclasses.replace(identity, repair=b"r" * 16)
+        node = self.cluster.make(victim, emptied)
+        self.cluster.result(node.bootstrap(self.members(1, 2, 3)))
+        self.assertEqual(node.metrics().last.index, 0)
+        self.cluster.until(lambda: node.metrics().last == self.cluster.leader().metrics().last)
+
     def test_stop_ends_a_bootstrap(self) -> None:
         """J-47: it waits for as long as it takes, but not longer than the node lives."""
         node = self.cluster.make(1)

@@ -13,6 +13,7 @@ from ._dump import TYPES, Selection, dump
 from ._newest import first_of_newest
 from ._output import Output
 from ._payload import Payloads
+from ._repair import repair
 from ._stat import stat
 from ._verify import verify
 
@@ -24,6 +25,7 @@ _SNAPSHOTS = click.option(
     "--snapshots", metavar="DIRECTORY", help="Where the snapshots are, if not in the log's directory."
 )
 _DIRECTORY = click.argument("directory", type=click.Path())
+_CLUSTER_ID_BYTES = 16
 
 
 def _common(command: _F) -> _F:
@@ -44,12 +46,24 @@ def _output(as_json: bool, color: str) -> Output:
     return Output(as_json, None if color == "auto" else color == "always")
 
 
+def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> bytes:
+    if value is None:
+        return b""
+    try:
+        found = bytes.fromhex(value)
+    except ValueError:
+        found = b""
+    if len(found) != _CLUSTER_ID_BYTES:
+        raise click.BadParameter(f"a cluster id has {2 * _CLUSTER_ID_BYTES} hexadecimal digits")
+    return found
+
+
 @click.group()
 def log() -> None:
     """Look at the log and the snapshots of one node.
 
-    DIRECTORY is the node's data directory, or a copy of it. Nothing is locked and nothing is written, so the node may
-    be running.
+    DIRECTORY is the node's data directory, or a copy of it. But for repair, nothing is locked and nothing is written,
+    so the node may be running.
     """
 
 
@@ -133,6 +147,40 @@ def stat_command(
     """Show identity, term and vote, segments and snapshots."""
 
     ctx.exit(stat(DataDirectory(directory, snapshots), _output(as_json, color), full))
+
+
+@log.command("repair")
+@_DIRECTORY
+@_SNAPSHOTS
+@click.option(
+    "--cluster",
+    callback=_cluster_id,
+    metavar="ID",
+    help="The cluster's id, if the identity is damaged and no segment has it: GET /v1/status of a member shows it.",
+)
+@click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@_common
+@click.pass_context
+def repair_command(
+    ctx: click.Context,
+    directory: str,
+    snapshots: str | None,
+    cluster: bytes,
+    dry_run: bool,
+    yes: bool,
+    as_json: bool,
+    color: str,
+) -> None:
+    """Cut off what is damaged, so that the node can start and get it back from the others.
+
+    The node must be stopped. Nothing is destroyed: what is cut goes to the quarantine. If the node may have
+    acknowledged some of it, it is marked, and does not vote until it has everything again. Exit codes say what the
+    directory is afterwards: 0 whole, 1 whole with a torn tail, which needs no repair, 2 damaged, 3 not repairable.
+    """
+
+    out = _output(as_json, color)
+    ctx.exit(repair(DataDirectory(directory, snapshots), out, cluster_id=cluster, dry_run=dry_run, yes=yes))
 
 
 @log.command("diff")

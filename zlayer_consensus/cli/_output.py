@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -53,6 +54,13 @@ class Output:
         if color is None:
             color = self._stream.isatty() and not os.environ.get("NO_COLOR")
         self._color = color and not as_json
+
+    @classmethod
+    def silent(cls) -> Output:
+        """Return an output that shows nothing but progress."""
+        made = cls(False, False)
+        made._stream = io.StringIO()
+        return made
 
     def put(self, kind: str, fields: Mapping[str, Any], text: str | Callable[[], str] = "") -> None:
         """Print one thing.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
-from ..errors import StorageCorrupt, StorageError
+from ..errors import StorageCorrupt, StorageError, StorageFailed
 from ..raft import ENTRY_OVERHEAD, Entry, EntryKind, LogId
 from ..storage import Identity
 from ..storage.inspection import (
@@ -80,12 +81,20 @@ def _identity(directory: DataDirectory, out: Output, identity: Identity | None) 
         out.put("identity", {**fields, "identity": "bad"}, f"{out.heading('identity')} {out.bad('BAD')}, {running}")
         return
     cluster, incarnation = identity.cluster_id.hex(), identity.incarnation.hex()
+    former, mark = [each.hex() for each in identity.former], identity.repair.hex()
     fields |= {"identity": "ok", "node_id": identity.node_id, "incarnation": incarnation, "cluster_id": cluster}
+    lines = [
+        f"{out.heading('identity')}  node {identity.node_id}, {running}",
+        f"  cluster      {cluster or 'none yet'}",
+        *(f"  before       {each}, until a recovery" for each in reversed(former)),
+        f"  incarnation  {incarnation}",
+        f"  format       {FORMAT_VERSION}",
+    ]
+    if mark:
+        waits = "it does not vote until it has everything again"
+        lines.append(f"  repaired     {out.warning(f'repair id {mark}: {waits}')}")
     out.put(
-        "identity",
-        {**fields, "format": FORMAT_VERSION},
-        f"{out.heading('identity')}  node {identity.node_id}, {running}\n"
-        f"  cluster      {cluster or 'none yet'}\n  incarnation  {incarnation}\n  format       {FORMAT_VERSION}",
+        "identity", {**fields, "format": FORMAT_VERSION, "former": former, "repair_id": mark or None}, "\n".join(lines)
     )
 
 
@@ -168,6 +177,8 @@ def _segments(directory: DataDirectory, out: Output, found: Findings) -> None:
             "used": used,
             "allocated": each.header.size,
             "sealed": each.sealed,
+            "chain": f"{each.header.chain:08x}",
+            "chain_end": f"{each.chain:08x}",
         }
         shown = (first, last) if count else ("-", "-")
         sealed = "sealed" if each.sealed else "active" if each is found.index.active else "seal missing"
@@ -271,15 +282,33 @@ def _other_files(directory: DataDirectory, out: Output, found: Findings | None) 
         {"bytes": reserve},
         f"{out.heading('reserve')}  {amount(reserve, 'byte') if reserve else out.warning('none: the disk was full')}",
     )
-    for name in files.list(layout.quarantine) if files.exists(layout.quarantine) else ():
-        path = f"{layout.quarantine}/{name}"
+    for path in _files_below(directory, layout.quarantine):
         size = files.size(path)
         out.put(
             "quarantine", {"file": directory.name(path), "bytes": size}, f"  {directory.name(path)}  {size:,} bytes"
         )
+    for path in (layout.repaired, layout.replaced):
+        if files.exists(path):
+            text = f"  {directory.name(path)}: left by a repair that was interrupted; repair once more"
+            out.put("leftover", {"file": directory.name(path)}, out.warning(text))
     leftovers = [*(found.leftovers if found is not None else ()), *list_snapshots(files, directory.snapshots)[1]]
     if files.exists(f"{layout.directory}/{IDENTITY_NAME}.tmp"):
         leftovers.append(f"{layout.directory}/{IDENTITY_NAME}.tmp")
     for path in leftovers:
         name = directory.name(path)
         out.put("leftover", {"file": name}, out.faint(f"  {name}: in the making, or left by a crash"))
+
+
+def _files_below(directory: DataDirectory, path: str) -> Iterator[str]:
+    """Yield a file, or every file in a directory and in those in it; nothing if there is none."""
+    files = directory.files
+    if not files.exists(path):
+        return
+    try:
+        names = files.list(path)
+    except StorageFailed:
+        if not directory.is_gone(path):
+            yield path
+        return
+    for name in names:
+        yield from _files_below(directory, f"{path}/{name}")

@@ -12,11 +12,12 @@ from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._output import Output
 
-__all__ = ["Verdict", "judge", "refusal", "show_verdict"]
+__all__ = ["Verdict", "judge", "refusal", "show_finding", "show_verdict"]
 
 _ROT_ADVICE = (
-    "Change nothing in the directory. Remove the member from the cluster and let it come back under a new id with an "
-    "empty directory, or restore the directory from a copy that was taken while the node was stopped."
+    "While a majority of the others is well, zconsensus log repair cuts off what is damaged, and the node gets it back "
+    "from them. Or remove the member from the cluster and let it come back under a new id with an empty directory. "
+    "zconsensus log repair --dry-run shows what would go."
 )
 _FOREIGN_ADVICE = (
     "A file of another directory was copied here, or the directory was mixed up with another. Put this node's own "
@@ -101,6 +102,20 @@ def refusal(directory: DataDirectory, error: StorageError) -> Verdict:
 
 def _with_advice(verdict: Verdict, advice: str) -> Verdict:
     return Verdict(**{**asdict(verdict), "advice": advice})
+
+
+def show_finding(out: Output, verdict: Verdict) -> None:
+    """Print one thing that is wrong."""
+    fields = {
+        "verdict": verdict.verdict,
+        "file": verdict.file,
+        "offset": verdict.offset,
+        "rule": verdict.rule,
+        "first_index": verdict.first_index,
+        "last_index": verdict.last_index,
+    }
+    mark = out.warning("TORN") if verdict.exit_code is ExitCode.TORN else out.bad("BAD")
+    out.put("finding", fields, f"{mark} {verdict.file}  at offset {verdict.offset}: {verdict.rule}")
 
 
 def show_verdict(out: Output, verdict: Verdict, **more: Any) -> None:

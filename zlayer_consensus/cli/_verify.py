@@ -25,18 +25,17 @@ from ..storage.inspection import (
 from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._output import Output, amount
-from ._verdict import Verdict, judge, refusal, show_verdict
+from ._verdict import Verdict, judge, refusal, show_finding, show_verdict
 
 __all__ = ["verify"]
 
 _UNREAD = (
-    "A start of the node does not read this, and succeeds; the node stops when it reads it. Bring the member back "
-    "under a new id with an empty directory, while the others are well."
+    "A start of the node does not read this, and succeeds; the node stops when it reads it. While the others are well, "
+    "stop it and run zconsensus log repair, or bring the member back under a new id with an empty directory."
 )
 _SNAPSHOT_ADVICE = (
-    "Remove the member from the cluster and let it come back under a new id, with an empty directory. Or move the "
-    "damaged snapshot out of the directory: the node then starts from the one before, if the log reaches back to it, "
-    "and refuses if there is a gap."
+    "zconsensus log repair puts the damaged snapshot aside: the node then starts from the one before, if the log "
+    "reaches back to it; else it gets one from its leader, and does not vote until then."
 )
 
 
@@ -107,16 +106,7 @@ class _Verification:
         self._seen.add(place)
         if self._worst is None or verdict.exit_code > self._worst.exit_code:
             self._worst = verdict
-        fields = {
-            "verdict": verdict.verdict,
-            "file": verdict.file,
-            "offset": verdict.offset,
-            "rule": verdict.rule,
-            "first_index": verdict.first_index,
-            "last_index": verdict.last_index,
-        }
-        mark = self._out.warning("TORN") if verdict.exit_code is ExitCode.TORN else self._out.bad("BAD")
-        self._out.put("finding", fields, f"{mark} {verdict.file}  at offset {verdict.offset}: {verdict.rule}")
+        show_finding(self._out, verdict)
 
     # The log
 

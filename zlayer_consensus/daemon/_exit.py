@@ -75,8 +75,8 @@ _CODES: tuple[tuple[type[BaseException], ExitCode], ...] = (
 )
 
 _ADVICE: dict[type[BaseException], str] = {
-    StorageCorrupt: "nothing was changed; keep a copy of the data directory before anything else, then replace this "
-    "node by a new one under a new id",
+    StorageCorrupt: "nothing was changed; while a majority of the other nodes is well, zconsensus log repair lets this "
+    "one get back what it lost from them, or replace it by a new one under a new id",
     StorageFull: "make room and start the node again",
     StorageLocked: "only one process may use a data directory",
 }

@@ -130,6 +130,8 @@ def _is_no_op(runtime: Runtime, members: list[InitialMember], listed: bytes) -> 
             f"this node belongs to a cluster with the name {_name_in(identity.origin)!r}, not {_name_in(listed)!r}"
         )
     if core.last == NO_LOG and core.snapshot is None:
+        if identity.repair and identity.cluster_id:
+            return True  # a repair found nothing that could be kept; the leader sends what there is
         if identity.cluster_id and identity.origin != listed:
             raise BootstrapMismatch(
                 f"this node belongs to cluster {identity.cluster_id.hex()} already"

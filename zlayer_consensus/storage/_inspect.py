@@ -47,6 +47,8 @@ __all__ = [
     "ReadOnlyFileSystem",
     "ScannedRecord",
     "SegmentFile",
+    "check_end",
+    "check_link",
     "examine_log",
     "full_replay",
     "list_segments",
@@ -362,25 +364,41 @@ def full_replay(
     :return: the log's state at the end of the segment, and how it ends.
     :raises StorageCorrupt: at the first thing that is wrong.
     """
-    entries = segment.last.index + 1
     index = LogIndex(summary_of(segment)) if before is None else before
     index.load(summary_of(segment))
     active = Segment(path, segment)
     index.segments.append(active)
     tail = replay(files, active, index)
-    if following is None:
-        return index, tail
-    if not active.sealed:
+    if following is not None:
+        check_end(files, active, index, tail, following)
+    return index, tail
+
+
+def check_end(files: IFileSystem, segment: Segment, index: LogIndex, tail: Tail, following: SegmentHeader) -> None:
+    """See that a segment, which was replayed as the index's newest, has its seal, and that its successor continues it.
+
+    :raises StorageCorrupt: if not.
+    """
+    path = segment.path
+    if not segment.sealed:
         reason = "a record was never finished, and a later segment exists" if tail.torn_end else "the seal is missing"
-        raise StorageCorrupt(path, active.end, reason, index.last.index + 1)
-    if (active.end, active.chain) != (following.previous_end, following.chain):
-        reason = f"its records end at {active.end}, the next segment says {following.previous_end}"
-        raise StorageCorrupt(path, active.end, reason, entries, following.last.index)
-    _check_seal(files, active, index)
+        raise StorageCorrupt(path, segment.end, reason, index.last.index + 1)
+    check_link(segment, index, following)
+    _check_seal(files, segment, index)
+
+
+def check_link(segment: Segment, index: LogIndex, following: SegmentHeader) -> None:
+    """See that a segment's successor continues it.
+
+    :raises StorageCorrupt: if not.
+    """
+    entries = segment.header.last.index + 1
+    if (segment.end, segment.chain) != (following.previous_end, following.chain):
+        reason = f"its records end at {segment.end}, the next segment says {following.previous_end}"
+        raise StorageCorrupt(segment.path, segment.end, reason, entries, following.last.index)
     if not _same(index.summary, summary_of(following)):
         reason = "its records and the next segment's header do not agree on the log's state"
-        raise StorageCorrupt(path, active.end, reason, entries, following.last.index)
-    return index, tail
+        raise StorageCorrupt(segment.path, segment.end, reason, entries, following.last.index)
 
 
 def _same(ended: Summary, header: Summary) -> bool:
@@ -391,8 +409,11 @@ def _same(ended: Summary, header: Summary) -> bool:
 def _check_seal(files: IFileSystem, segment: Segment, index: LogIndex) -> None:
     """Compare what the seal says of a segment with what the records say."""
     at, salt = segment.end, segment.header.salt
-    header = parse_header(files.read(segment.path, at, SECTOR), at, salt)
-    seal = decode_seal(check_record(header, files.read(segment.path, at, header.size), salt, segment.chain))
+    try:
+        header = parse_header(files.read(segment.path, at, SECTOR), at, salt)
+        seal = decode_seal(check_record(header, files.read(segment.path, at, header.size), salt, segment.chain))
+    except (BadRecord, BadSegment) as error:
+        raise StorageCorrupt(segment.path, at, str(error), segment.header.last.index + 1) from None
     found = segment.seal(index.last, index.time_ms)
     wrong = [name for name, said, is_so in zip(Seal._fields, seal, found, strict=True) if said != is_so]
     if wrong and not (wrong == ["last_term"] and index.last.term < 0):

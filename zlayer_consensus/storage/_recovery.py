@@ -40,6 +40,8 @@ class Layout:
         self.quarantine = f"{directory}/quarantine"
         self.reserve = f"{self.wal}/reserve"
         self.lock = f"{directory}/LOCK"
+        self.repaired = f"{directory}/wal.repaired"
+        self.replaced = f"{directory}/wal.replaced"
 
 
 def encode_seal_record(segment: Segment, summary: Summary) -> bytes:
