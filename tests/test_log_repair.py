@@ -130,11 +130,11 @@ def read(disk: SimulatedFileSystem) -> dict[int, Entry]:
     return found
 
 
-def start_node(disk: SimulatedFileSystem) -> tuple[Start, dict[int, Entry], Identity]:
+def start_node(disk: SimulatedFileSystem, node_id: int = 1) -> tuple[Start, dict[int, Entry], Identity]:
     """Opens log and snapshots as a node does when it starts, and reads every entry."""
-    log, machine = store(disk), state_machine(disk)
+    log, machine = store(disk, node_id), state_machine(disk)
     try:
-        start = result(Deferred.fromCoroutine(recover(1, log, machine)))
+        start = result(Deferred.fromCoroutine(recover(node_id, log, machine)))
         return start, {each.index: each for each in content(log, start)}, log.identity
     finally:
         result(log.close())
@@ -154,7 +154,7 @@ def mend(disk: SimulatedFileSystem, seed: object = 0, cluster: bytes = b"") -> t
 def damage_of(disk: SimulatedFileSystem) -> list[str]:
     """Verifies everything that there is; returns what is wrong."""
     try:
-        _, found = examine_log(disk, DIRECTORY)
+        identity, found = examine_log(disk, DIRECTORY)
     except StorageError as error:
         return [str(error)]
     wrong = []
@@ -174,7 +174,7 @@ def damage_of(disk: SimulatedFileSystem) -> list[str]:
         except StorageCorrupt as error:
             wrong.append(str(error))
     try:
-        start_node(disk.crash(process_only=True))
+        start_node(disk.crash(process_only=True), identity.node_id)
     except StorageError as error:
         wrong.append(str(error))
     return wrong

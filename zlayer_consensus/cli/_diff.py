@@ -87,9 +87,14 @@ def _compared(
 
 
 def _are_strangers(one: _Side, other: _Side) -> bool:
-    """Say whether the two are of different clusters; one that has not joined any may be of this one."""
-    mine, theirs = one.identity.cluster_id, other.identity.cluster_id
-    return bool(mine and theirs and mine != theirs)
+    """Say whether the two are of different clusters.
+
+    One that has not joined any may be of this one; after a recovery, a lost member has the log up to then.
+    """
+    mine, theirs = one.identity, other.identity
+    if not mine.cluster_id or not theirs.cluster_id:
+        return False
+    return mine.cluster_id not in (theirs.cluster_id, *theirs.former) and theirs.cluster_id not in mine.former
 
 
 def _side(name: str, directory: DataDirectory) -> _Side:

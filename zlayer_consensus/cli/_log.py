@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
-
 import click
 
 from ._diff import diff
 from ._directory import DataDirectory
 from ._dump import TYPES, Selection, dump
 from ._newest import first_of_newest
-from ._output import Output
+from ._options import common_options, output
 from ._payload import Payloads
 from ._repair import repair
 from ._stat import stat
@@ -19,31 +16,11 @@ from ._verify import verify
 
 __all__ = ["log"]
 
-_F = TypeVar("_F", bound=Callable[..., Any])
-
 _SNAPSHOTS = click.option(
     "--snapshots", metavar="DIRECTORY", help="Where the snapshots are, if not in the log's directory."
 )
 _DIRECTORY = click.argument("directory", type=click.Path())
 _CLUSTER_ID_BYTES = 16
-
-
-def _common(command: _F) -> _F:
-    for option in (
-        click.option("--json", "as_json", is_flag=True, help="One JSON object per line."),
-        click.option(
-            "--color",
-            type=click.Choice(["auto", "always", "never"]),
-            default="auto",
-            help="Colours; auto: on a terminal, unless NO_COLOR is set.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def _output(as_json: bool, color: str) -> Output:
-    return Output(as_json, None if color == "auto" else color == "always")
 
 
 def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> bytes:
@@ -93,7 +70,7 @@ def log() -> None:
     help="The application whose types decode payloads, as in the node's configuration: kv, or "
     "package.module:attribute. By default the key-value store, where it decodes.",
 )
-@_common
+@common_options
 @click.pass_context
 def dump_command(
     ctx: click.Context,
@@ -121,32 +98,32 @@ def dump_command(
     if newest is not None:
         first = first_of_newest(found, newest)
     selection = Selection(first, last, frozenset(terms), frozenset(types))
-    ctx.exit(dump(found, _output(as_json, color), payloads, selection))
+    ctx.exit(dump(found, output(as_json, color), payloads, selection))
 
 
 @log.command("verify")
 @_DIRECTORY
 @_SNAPSHOTS
-@_common
+@common_options
 @click.pass_context
 def verify_command(ctx: click.Context, directory: str, snapshots: str | None, as_json: bool, color: str) -> None:
     """Check every record and every snapshot, and say what a start of the node would decide."""
 
-    ctx.exit(verify(DataDirectory(directory, snapshots), _output(as_json, color)))
+    ctx.exit(verify(DataDirectory(directory, snapshots), output(as_json, color)))
 
 
 @log.command("stat")
 @_DIRECTORY
 @_SNAPSHOTS
 @click.option("--full", is_flag=True, help="Read all entries and snapshots, for totals by type and digests.")
-@_common
+@common_options
 @click.pass_context
 def stat_command(
     ctx: click.Context, directory: str, snapshots: str | None, full: bool, as_json: bool, color: str
 ) -> None:
     """Show identity, term and vote, segments and snapshots."""
 
-    ctx.exit(stat(DataDirectory(directory, snapshots), _output(as_json, color), full))
+    ctx.exit(stat(DataDirectory(directory, snapshots), output(as_json, color), full))
 
 
 @log.command("repair")
@@ -160,7 +137,7 @@ def stat_command(
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@_common
+@common_options
 @click.pass_context
 def repair_command(
     ctx: click.Context,
@@ -179,14 +156,14 @@ def repair_command(
     directory is afterwards: 0 whole, 1 whole with a torn tail, which needs no repair, 2 damaged, 3 not repairable.
     """
 
-    out = _output(as_json, color)
+    out = output(as_json, color)
     ctx.exit(repair(DataDirectory(directory, snapshots), out, cluster_id=cluster, dry_run=dry_run, yes=yes))
 
 
 @log.command("diff")
 @click.argument("first", metavar="A", type=click.Path())
 @click.argument("second", metavar="B", type=click.Path())
-@_common
+@common_options
 @click.pass_context
 def diff_command(ctx: click.Context, first: str, second: str, as_json: bool, color: str) -> None:
     """Find the first index at which the logs of two nodes differ.
@@ -195,4 +172,4 @@ def diff_command(ctx: click.Context, first: str, second: str, as_json: bool, col
     is not committed on both sides, 2 they diverge, 3 there is nothing to compare.
     """
 
-    ctx.exit(diff(DataDirectory(first), DataDirectory(second), _output(as_json, color)))
+    ctx.exit(diff(DataDirectory(first), DataDirectory(second), output(as_json, color)))

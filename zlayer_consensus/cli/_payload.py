@@ -104,6 +104,8 @@ class Payloads:
             return _shown(payload, _session, dict, _describe_session, "session_settings")
         if not payload:
             return {}, ""
+        if entry.kind == EntryKind.NOOP and self._mode == "decoded":
+            return _shown(payload, _recovery, dict, _describe_recovery, "recovery")
         if self._mode == "hex":
             return _hex(payload)
         if self._mode == "text" or self._decode is None:
@@ -164,6 +166,31 @@ def _session(payload: bytes) -> dict[str, int]:
 
 def _describe_session(settings: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {value}" for name, value in settings.items())
+
+
+def _recovery(payload: bytes) -> dict[str, Any]:
+    """Read what ``zconsensus recover`` leaves in the log."""
+    values = _cbor.loads(payload)
+    if not isinstance(values, dict) or "recovery" not in values:
+        raise ValueError("it is not the note of a recovery")
+    return {key: _without_bytes(value) for key, value in values.items()}
+
+
+def _without_bytes(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, list):
+        return [_without_bytes(item) for item in value]
+    return {key: _without_bytes(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _describe_recovery(values: Mapping[str, Any]) -> str:
+    survivors = ",".join(str(each["id"]) for each in values["survivors"])
+    lost = ",".join(map(str, values["lost"]))
+    return (
+        f"RECOVERY of cluster {values['old_cluster']}: survivors {survivors}, base {values['base']}, lost {lost}; "
+        f"by {values['tool']}"
+    )
 
 
 def _decoder(application: str) -> Callable[[bytes], Any]:

@@ -8,6 +8,7 @@ import click
 
 from ._exit import ExitCode, exit_codes
 from ._log import log
+from ._recover_commands import recover_group
 
 __all__ = ["ExitCode", "program"]
 
@@ -36,3 +37,4 @@ def program() -> None:
 
 
 program.add_command(log)
+program.add_command(recover_group)

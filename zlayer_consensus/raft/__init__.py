@@ -44,6 +44,7 @@ from ._messages import (
     VoteRequest,
 )
 from ._progress import PeerProgress
+from ._quorum import has_quorum
 from ._types import (
     ENTRY_OVERHEAD,
     MAX_INDEX,
@@ -106,4 +107,5 @@ __all__ = [
     "Token",
     "VoteReply",
     "VoteRequest",
+    "has_quorum",
 ]

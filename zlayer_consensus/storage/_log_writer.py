@@ -173,6 +173,19 @@ class LogWriter:
             self._identity = unmarked
         return self._identity
 
+    @_final
+    def move(self, identity: Identity) -> None:
+        """Belong to another cluster, durably: what a recovery from the loss of a majority does. Node and incarnation
+        stay, and the clusters that segments are of stand in ``former``.
+
+        The log goes on in a segment that names the new cluster, so that the identity can be read from there, too.
+        """
+        if identity != self._identity:
+            write_identity(self._file_system, self._layout.directory, identity)
+            self._identity = identity
+        if self._index.active.header.cluster_id != identity.cluster_id:
+            self._rotate(PAGE)
+
     def close(self, clean: bool) -> None:
         """Release the files and the lock. With ``clean``, write an empty record first, if one is missing."""
         try:

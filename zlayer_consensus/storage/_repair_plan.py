@@ -47,7 +47,7 @@ class RepairPlan:
     :param cut: the one of which the first part is kept; empty if there is none.
     :param snapshots: damaged snapshots, and what else is in their directory and does not belong there.
     :param marks: whether something may be lost that the node has acknowledged, so that it has to be marked.
-    :param sole_voter: whether the node is the only one that votes, as far as its log says.
+    :param membership: the configuration in effect, as far as it is there.
     """
 
     identity: Identity
@@ -63,12 +63,17 @@ class RepairPlan:
     cut: str
     snapshots: tuple[SnapshotFile, ...]
     marks: bool
-    sole_voter: bool
+    membership: Membership | None
 
     @property
     def rewrites_log(self) -> bool:
         """Whether the segments have to be changed."""
         return bool(self.cut or self.dropped or self.run is None)
+
+    @property
+    def sole_voter(self) -> bool:
+        """Whether the node is the only one that votes, as far as its log says."""
+        return self.membership is not None and self.membership.all_voters == {self.identity.node_id}
 
     @property
     def needed(self) -> bool:
@@ -134,12 +139,10 @@ class _Planner:
         kept = set(run.paths) if run is not None else set()
         dropped = tuple(each.path for each in listed if each.path not in kept) if in_log else ()
         cut = run.paths[-1] if run is not None and (run.damage is not None or purge is not None) else ""
-        membership = self._membership(run, snapshot)
         last, state = self._end(run, snapshot, identity, marks)
         return RepairPlan(
             identity, identity_damaged, snapshot, run, last, state, purge, self._traces, (*self._damage, *in_log),
-            dropped, cut, tuple(bad_snapshots), marks,
-            membership is not None and membership.all_voters == {identity.node_id},
+            dropped, cut, tuple(bad_snapshots), marks, self._membership(run, snapshot),
         )  # fmt: skip
 
     # Whose it is

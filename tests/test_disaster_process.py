@@ -1,0 +1,228 @@
+"""Real nodes that lost something: a log that is repaired, a majority that is gone for good, a cluster from a backup."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner
+from twisted.trial.unittest import TestCase
+
+from tests.cli_kit import flip, records, segments
+from zlayer_consensus.cli import program
+from zlayer_consensus.daemon._local_cluster import LocalCluster
+
+FAST = {"election_timeout_min_ms": 400, "election_timeout_max_ms": 800, "heartbeat_interval_ms": 100}
+STORAGE = {"segment_bytes": 1 << 20}
+# Seconds for what takes a few on an idle machine.
+PATIENCE = 60.0
+
+
+class DisasterTestCase(TestCase):
+    timeout = 300
+
+    async def cluster(self, count: int) -> LocalCluster:
+        """Starts nodes, and waits until they are ready."""
+        from twisted.internet import reactor
+
+        directory = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, directory)
+        cluster = LocalCluster(directory, reactor, raft=FAST, storage=STORAGE)
+        self.addCleanup(cluster.close)
+        self.addCleanup(cluster.stop)
+        cluster.start(count)
+        await cluster.wait_ready(timeout=PATIENCE)
+        return cluster
+
+    @staticmethod
+    def data(cluster: LocalCluster, node_id: int) -> Path:
+        return Path(cluster.nodes[node_id].directory) / "data"
+
+    async def put(self, cluster: LocalCluster, node_id: int, keys: Iterable[str]) -> int:
+        """Puts keys, each with itself as its value; returns the last revision."""
+        revision = 0
+        for key in keys:
+            code, _, body = await cluster.request(node_id, "PUT", f"/v1/kv/{key}", body=key.encode())
+            self.assertEqual(200, code, body)
+            revision = json.loads(body)["revision"]
+        return revision
+
+    async def missing(self, cluster: LocalCluster, node_id: int, keys: Iterable[str]) -> list[str]:
+        """Names the keys that a linearizable read does not find."""
+        gone = []
+        for key in keys:
+            code, _, body = await cluster.request(node_id, "GET", f"/v1/kv/{key}")
+            if code == 404:
+                gone.append(key)
+            else:
+                self.assertEqual((200, key.encode()), (code, body))
+        return gone
+
+    async def agree(self, cluster: LocalCluster, node_ids: Iterable[int]) -> dict[str, Any]:
+        """Waits until nodes have applied the same, and returns one's status."""
+        end = time.monotonic() + PATIENCE
+        while True:
+            seen = [await cluster.status(node_id) for node_id in node_ids]
+            if len({(each["applied"], each["last"]["index"]) for each in seen}) == 1:
+                self.assertEqual(1, len({each["digest"]["value"] for each in seen}))
+                return seen[0]
+            self.assertLess(time.monotonic(), end, seen)
+            await cluster.sleep(0.05)
+
+    def run_cli(self, *arguments: object, exit_code: int = 0) -> list[dict[str, Any]]:
+        """Runs ``zconsensus`` with ``--json``, and returns its objects."""
+        found = CliRunner().invoke(program, [*map(str, arguments), "--json"])
+        self.assertEqual(exit_code, found.exit_code, found.output)
+        return [json.loads(line) for line in found.stdout.splitlines()]
+
+    async def logged(self, cluster: LocalCluster, node_id: int, text: str) -> None:
+        """Waits until a node has logged something."""
+        end = time.monotonic() + PATIENCE
+        while text not in Path(cluster.nodes[node_id].log_path).read_text(errors="replace"):
+            self.assertLess(time.monotonic(), end, f"node {node_id} has not logged {text!r}")
+            await cluster.sleep(0.05)
+
+
+class RepairedNodeTests(DisasterTestCase):
+    async def test_a_damaged_node_comes_back(self) -> None:
+        """S-02: it refuses to start, is repaired, starts, and gets back from the others what was cut."""
+        cluster = await self.cluster(3)
+        keys = [f"key-{n}" for n in range(60)]
+        await self.put(cluster, 1, keys)
+        await self.agree(cluster, cluster.nodes)
+        leader = await cluster.leader()
+        victim = next(node_id for node_id in cluster.nodes if node_id != leader)
+        cluster.kill(victim)
+        data = self.data(cluster, victim)
+        newest = segments(data)[-1]
+        record = [each for each in records(newest) if each.entries][5]
+        flip(newest, record.position + 80)
+        cluster.restart(victim)
+        process = cluster.nodes[victim].process
+        assert process is not None
+        while process.poll() is None:
+            await cluster.sleep(0.05)
+        self.assertEqual(5, process.returncode)
+        self.assertIn("zconsensus log repair", cluster.nodes[victim].last_words())
+        self.assertEqual("rot", self.run_cli("log", "verify", data, exit_code=2)[-1]["verdict"])
+        done = self.run_cli("log", "repair", data, "--yes")[-1]
+        self.assertEqual(32, len(done["repair_id"]))
+        self.assertEqual("clean", self.run_cli("log", "verify", data)[-1]["verdict"])
+        cluster.restart(victim)
+        await cluster.wait_ready(timeout=PATIENCE)
+        await self.put(cluster, leader, ["after"])
+        await self.agree(cluster, cluster.nodes)
+        self.assertEqual([], await self.missing(cluster, victim, [*keys, "after"]))
+
+
+class LostMajorityTests(DisasterTestCase):
+    async def test_two_of_five(self) -> None:
+        """
+        What the survivors had goes on, what only the lost members had is lost, and one of those that comes back can
+        talk to nobody.
+        """
+        cluster = await self.cluster(5)
+        known = [f"known-{n}" for n in range(30)]
+        await self.put(cluster, 1, known)
+        status = await self.agree(cluster, cluster.nodes)
+        leader = await cluster.leader()
+        survivors = [node_id for node_id in cluster.nodes if node_id != leader][:2]
+        lost = [node_id for node_id in cluster.nodes if node_id not in survivors]
+        for node_id in survivors:
+            cluster.kill(node_id, signal.SIGSTOP)
+        unknown = [f"unknown-{n}" for n in range(5)]
+        await self.put(cluster, leader, unknown)
+        for node_id in lost:
+            cluster.kill(node_id)
+        for node_id in survivors:
+            cluster.kill(node_id)
+        plan_path = os.path.join(cluster.nodes[1].directory, "plan.json")
+        command = ["recover", *(self.data(cluster, each) for each in survivors), "--plan", plan_path]
+        ids = ",".join(map(str, lost))
+        self.run_cli(*command, "--lost", ",".join(map(str, lost[:2])), "--yes", exit_code=3)
+        shown = self.run_cli(*command, "--lost", ids, "--yes")
+        [plan] = [line for line in shown if line["kind"] == "recovery_plan"]
+        self.assertEqual((survivors, lost), (plan["survivors"], plan["lost"]))
+        self.assertEqual(2, sum(line["kind"] == "recovered" and line["changed"] for line in shown))
+        for node_id in survivors:
+            self.assertEqual("clean", self.run_cli("log", "verify", self.data(cluster, node_id))[-1]["verdict"])
+            again = self.run_cli("recover", "apply", plan_path, self.data(cluster, node_id), "--yes")
+            self.assertEqual([False], [line["changed"] for line in again])
+            identity = self.run_cli("log", "stat", self.data(cluster, node_id))[0]
+            self.assertEqual([status["cluster_id"]], identity["former"])
+            cluster.restart(node_id)
+        await cluster.wait_ready(survivors, timeout=PATIENCE)
+        one = survivors[0]
+        self.assertEqual([], await self.missing(cluster, one, known))
+        self.assertEqual(unknown, await self.missing(cluster, one, unknown))
+        revision = await self.put(cluster, one, ["after"])
+        self.assertEqual(status["store"]["revision"] + 1, revision)
+        after = await self.agree(cluster, survivors)
+        self.assertEqual(
+            (plan["new_cluster"], survivors), (after["cluster_id"], [each["id"] for each in after["members"]])
+        )
+        base = self.data(cluster, plan["base"])
+        noops = self.run_cli("log", "dump", base, "--type", "noop")
+        [note] = [line["recovery"] for line in noops if line["kind"] == "entry" and "recovery" in line]
+        self.assertEqual((status["cluster_id"], lost), (note["old_cluster"], note["lost"]))
+        await self.shut_out(cluster, lost[-1], one)
+
+    async def shut_out(self, cluster: LocalCluster, back: int, survivor: int) -> None:
+        """A lost member that comes back is told that it is of another cluster, and changes nothing."""
+        before = await cluster.status(survivor)
+        cluster.restart(back)
+        await cluster.wait_live([back], timeout=PATIENCE)
+        await self.logged(cluster, back, "cluster")
+        await self.logged(cluster, back, "refuses what we send")
+        await self.put(cluster, survivor, ["still"])
+        after = await cluster.status(survivor)
+        self.assertEqual((before["term"], before["members"]), (after["term"], after["members"]))
+        stranger = await cluster.status(back)
+        self.assertIsNone(stranger["leader_id"])
+        self.assertNotEqual(after["cluster_id"], stranger["cluster_id"])
+        code, _, _ = await cluster.request(back, "PUT", "/v1/kv/never?timeout=1", body=b"x")
+        self.assertIn(code, (421, 503, 504))
+        self.assertEqual(["never"], await self.missing(cluster, survivor, ["never"]))
+
+    async def test_across_machines(self) -> None:
+        """Survey, plan and apply, one of three being left; the others' ids are gone for ever."""
+        cluster = await self.cluster(3)
+        keys = [f"key-{n}" for n in range(10)]
+        await self.put(cluster, 1, keys)
+        await self.agree(cluster, cluster.nodes)
+        for node_id in cluster.nodes:
+            cluster.kill(node_id)
+        directory = Path(cluster.nodes[2].directory)
+        runner = CliRunner()
+        surveyed = runner.invoke(program, ["recover", "survey", str(directory / "data")])
+        self.assertEqual(0, surveyed.exit_code, surveyed.output)
+        (directory / "n2.json").write_text(surveyed.stdout)
+        self.run_cli(
+            "recover", "plan", directory / "n2.json", "--lost", "1,3", "--out", directory / "plan.json", "--yes"
+        )
+        self.run_cli("recover", "apply", directory / "plan.json", directory / "data", "--yes")
+        cluster.restart(2)
+        await cluster.wait_ready([2], timeout=PATIENCE)
+        self.assertEqual([], await self.missing(cluster, 2, keys))
+        await self.put(cluster, 2, ["after"])
+        added = cluster.add_node()
+        await cluster.wait_live([added.node_id], timeout=PATIENCE)
+        body = {"id": 3, "peer_address": added.peer_address, "client_address": added.client_address, "role": "voter"}
+        headers = {"Content-Type": "application/json"}
+        code, _, answer = await cluster.request(
+            2, "POST", "/v1/members", body=json.dumps(body).encode(), headers=headers
+        )
+        self.assertEqual(409, code, answer)
+        body["id"] = added.node_id
+        code, _, answer = await cluster.request(
+            2, "POST", "/v1/members", body=json.dumps(body).encode(), headers=headers
+        )
+        self.assertEqual(200, code, answer)
+        self.assertEqual([], await self.missing(cluster, added.node_id, [*keys, "after"]))
