@@ -71,10 +71,12 @@ def state_machine(disk: SimulatedFileSystem) -> FileStateMachine:
     )
 
 
-def save_snapshot(disk: SimulatedFileSystem, position: LogId, installed: bool = False) -> None:
+def save_snapshot(
+    disk: SimulatedFileSystem, position: LogId, installed: bool = False, membership: Membership = MEMBERS
+) -> None:
     machine = state_machine(disk)
     result(machine.open())
-    point = SnapshotPoint(position, MEMBERS, 1000 + position.index)
+    point = SnapshotPoint(position, membership, 1000 + position.index)
     writer = machine.writer(point)
     for _ in range(3):
         result(writer.write(b"state" * 50))

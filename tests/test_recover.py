@@ -114,6 +114,25 @@ class PlanTests(SynchronousTestCase):
         self.assertEqual(1, plan_for(one, make(2, (1, 39), commit=39)).base)
         self.assertEqual(2, plan_for(one, make(2, (1, 40), commit=25)).base)
 
+    def test_the_base_has_all_that_is_known_as_committed(self) -> None:
+        """Figure 8: a later term can be that of a leader whom no majority has followed since (H-20)."""
+        knows = make(1, (1, 20), (2, 30), commit=30)
+        later = make(2, (1, 20), (3, 40), commit=20)
+        plan = plan_for(knows, later)
+        self.assertEqual((1, (21, 40)), (plan.base, plan.replaced(2)))
+        self.assertEqual(1, plan_for(make(1, (1, 20), (2, 30), commit=21), later).base)
+        self.assertEqual(2, plan_for(make(1, (1, 20), (2, 30), commit=20), later).base)
+        self.assertEqual(2, plan_for(knows, make(2, (1, 20), (2, 31), (3, 32), commit=5)).base)
+
+    def test_a_snapshot_tells_what_is_committed(self) -> None:
+        """Also where the log behind it was purged."""
+        knows = make(1, (1, 20), (2, 30), commit=10)
+        save_snapshot(knows.disk, LogId(2, 25), membership=members(*IDS))
+        log, _ = opened(knows.disk, node_id=1)
+        result(log.purge(LogId(2, 25)))
+        result(log.close())
+        self.assertEqual(1, plan_for(knows, make(2, (1, 20), (3, 40), commit=20)).base)
+
     def test_what_will_be_replaced_is_known(self) -> None:
         one, two = make(1, (1, 20), (2, 40), commit=18), make(2, (1, 25), (3, 27), commit=20)
         plan = plan_for(one, two)
@@ -310,14 +329,9 @@ class JoinTests(SynchronousTestCase):
 
     def test_a_log_that_yields_to_a_received_snapshot(self) -> None:
         """S-17: it is reset, as the next start would have done, and goes on behind the snapshot."""
-        config = replace(members(*IDS))
-        node = make(1, (1, 30), commit=25, config=config)
-        save_snapshot(node.disk, LogId(3, 100), installed=True)
-        other = make(2, (1, 20), commit=10)
-        survivor = replace(node.survey(), membership=config)
-        plan = plan_recovery(
-            [survivor, other.survey()], frozenset({3, 4, 5}), new_cluster=NEW, time_ms=1, tool="a test"
-        )
+        node = make(1, (1, 30), commit=25)
+        save_snapshot(node.disk, LogId(3, 100), installed=True, membership=members(*IDS))
+        plan = plan_for(node, make(2, (1, 20), commit=10))
         node.join(plan)
         start, found, _ = node.start()
         self.assertEqual((LogId(3, 100), LogId(4, 102)), (start.purged, start.last))

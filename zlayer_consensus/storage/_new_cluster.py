@@ -139,8 +139,10 @@ def plan_recovery(
 ) -> RecoveryPlan:
     """Decide what the new cluster will be.
 
-    The base is the survivor whose log ends with the greatest term and then index, as an election would have it
-    (§5.4.1).
+    The base has everything that any survivor knows as committed; of those that have, it is the one whose log ends with
+    the greatest term and then index, as an election would have it (§5.4.1). That order alone is not enough: a later
+    term may be that of a leader without a majority, and older than the term in which the entry before was committed
+    (§5.4.2, figure 8).
 
     :param lost: the members that are lost; all that are no survivors have to be named.
     :param new_cluster: 16 random bytes.
@@ -152,7 +154,7 @@ def plan_recovery(
     if not survivors:
         raise CannotRecover("there is no survivor")
     _check_same_cluster(survivors)
-    base = max(survivors, key=lambda each: (each.last, each.committed, -each.node_id))
+    base = _base_of(survivors)
     old = base.membership
     ids = {each.node_id for each in survivors}
     _check_members(survivors, old)
@@ -176,6 +178,13 @@ def plan_recovery(
     )
     ordered = tuple(sorted(survivors, key=lambda each: each.node_id))
     return RecoveryPlan(new_cluster, ordered, base.node_id, tuple(sorted(lost)), term, entries)
+
+
+def _base_of(survivors: Sequence[Holdings]) -> Holdings:
+    knows = max(survivors, key=lambda each: each.committed)
+    position = knows.committed, knows.term_at(knows.committed)
+    able = [each for each in survivors if (position[0], each.term_at(position[0])) == position]
+    return max(able, key=lambda each: (each.last, each.committed, -each.node_id))
 
 
 def _check_same_cluster(survivors: Sequence[Holdings]) -> None:
@@ -242,7 +251,7 @@ def _check_quorums(survivors: Sequence[Holdings], base: Holdings) -> None:
         # It knows the old configuration until the base has told it the new one.
         if each is not base and has_quorum(each.membership, others):
             raise CannotRecover(
-                f"without node {base.node_id}, whose log is the best, the others would still be a majority by the "
+                f"without node {base.node_id}, whose log is the base, the others would still be a majority by the "
                 f"configuration that node {each.node_id} knows; leave one of them out, and name it as lost"
             )
 
