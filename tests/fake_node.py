@@ -49,6 +49,9 @@ class FakeNode:
         self.sessions: dict[int, dict[int, tuple[bytes, Any]]] = {}
         self.calls: list[tuple[Any, ...]] = []
         self._held: list[tuple[Deferred[Any], Callable[[], Any]]] = []
+        self.cluster_name = "fake"
+        self.readers: list[Any] = []
+        """What ``backup`` hands out, one after the other."""
 
     # --- for tests
 
@@ -271,6 +274,10 @@ class FakeNode:
             return wanted
 
         return self._do(act, forward)
+
+    def backup(self, deadline: float | None = None, *, forward: bool | None = None) -> Deferred[Any]:
+        self.calls.append(("backup", deadline, forward))
+        return self._do(lambda: self.readers.pop(0), forward)
 
     def trigger(self, what: str) -> Deferred[None]:
         self.calls.append(("trigger", what))

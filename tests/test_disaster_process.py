@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterable
@@ -13,11 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import TestCase
 
 from tests.cli_kit import flip, records, segments
 from zlayer_consensus.cli import program
-from zlayer_consensus.daemon._local_cluster import LocalCluster
+from zlayer_consensus.daemon._local_cluster import LocalCluster, child_environment
+from zlayer_consensus.errors import ClusterMismatch
+from zlayer_consensus.network import Envelope, HttpNetwork
+from zlayer_consensus.raft import LogId, VoteRequest
 
 FAST = {"election_timeout_min_ms": 400, "election_timeout_max_ms": 800, "heartbeat_interval_ms": 100}
 STORAGE = {"segment_bytes": 1 << 20}
@@ -28,8 +34,8 @@ PATIENCE = 60.0
 class DisasterTestCase(TestCase):
     timeout = 300
 
-    async def cluster(self, count: int) -> LocalCluster:
-        """Starts nodes, and waits until they are ready."""
+    def new_cluster(self) -> LocalCluster:
+        """Makes a cluster that has no nodes yet."""
         from twisted.internet import reactor
 
         directory = tempfile.mkdtemp()
@@ -37,6 +43,11 @@ class DisasterTestCase(TestCase):
         cluster = LocalCluster(directory, reactor, raft=FAST, storage=STORAGE)
         self.addCleanup(cluster.close)
         self.addCleanup(cluster.stop)
+        return cluster
+
+    async def cluster(self, count: int) -> LocalCluster:
+        """Starts nodes, and waits until they are ready."""
+        cluster = self.new_cluster()
         cluster.start(count)
         await cluster.wait_ready(timeout=PATIENCE)
         return cluster
@@ -226,3 +237,96 @@ class LostMajorityTests(DisasterTestCase):
         )
         self.assertEqual(200, code, answer)
         self.assertEqual([], await self.missing(cluster, added.node_id, [*keys, "after"]))
+
+
+class BackupTests(DisasterTestCase):
+    """A backup of a cluster that is written to, and a new cluster out of it."""
+
+    async def run_process(self, cluster: LocalCluster, *arguments: object) -> list[dict[str, Any]]:
+        """Runs ``zconsensus`` in a process of its own, so that writes go on meanwhile."""
+        command = [sys.executable, "-m", "zlayer_consensus.cli", *map(str, arguments), "--json"]
+        process = subprocess.Popen(
+            command, env=child_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while process.poll() is None:
+            await cluster.sleep(0.05)
+        output, errors = process.communicate()
+        self.assertEqual((0, ""), (process.returncode, errors), output)
+        return [json.loads(line) for line in output.splitlines()]
+
+    async def write_on(self, cluster: LocalCluster, node_id: int) -> None:
+        """Puts one key after the other, until it is enough."""
+        while not self.enough:
+            await self.put(cluster, node_id, [f"later-{self.later}"])
+            self.later += 1
+
+    async def test_a_new_cluster_from_a_backup(self) -> None:
+        """Everything that was acknowledged before is in it; revisions go on; the old nodes cannot talk to it."""
+        old = await self.cluster(3)
+        before = [f"before-{n}" for n in range(40)]
+        await self.put(old, 1, before[:20])
+        await old.request(1, "DELETE", f"/v1/kv/{before[0]}")
+        leader = await old.leader()
+        follower = next(node_id for node_id in old.nodes if node_id != leader)
+        revision = await self.put(old, leader, before[20:])
+        self.later, self.enough = 0, False
+        writing = Deferred.fromCoroutine(self.write_on(old, leader))
+        path = os.path.join(old.nodes[1].directory, "state.backup")
+        [taken] = await self.run_process(old, "backup", "--url", old.nodes[follower].url, path)
+        self.enough = True
+        await writing
+        self.assertEqual(self.run_cli("backup", "--verify", path), [taken])
+        self.assertEqual([1, 2, 3], [each["id"] for each in taken["membership"]["members"]])
+
+        new = self.new_cluster()
+        new.prepare(3)
+        out = os.path.join(os.path.dirname(new.nodes[1].directory), "restored")
+        members = [f"--member={n.node_id}={n.peer_address},{n.client_address}" for n in new.nodes.values()]
+        restored = self.run_cli("restore", path, "--out", out, *members)
+        for line in restored:
+            self.assertEqual("clean", self.run_cli("log", "verify", line["directory"])[-1]["verdict"])
+            os.rename(line["directory"], self.data(new, line["node_id"]))
+            new.restart(line["node_id"])
+        await new.wait_ready(timeout=PATIENCE)
+        status = await self.agree(new, new.nodes)
+        self.assertEqual(restored[0]["cluster_id"], status["cluster_id"])
+        self.assertNotEqual(taken["cluster_id"], status["cluster_id"])
+        self.assertEqual([before[0]], await self.missing(new, 2, before))
+        self.assertGreaterEqual(status["store"]["revision"], revision)
+        # What was written meanwhile is in it up to some write, without a hole.
+        in_it = status["store"]["revision"] - revision
+        self.assertLessEqual(in_it, self.later + 1)
+        self.assertEqual([], await self.missing(new, 3, [f"later-{n}" for n in range(in_it)]))
+        self.assertEqual(status["store"]["revision"] + 1, await self.put(new, 1, ["after"]))
+        await self.strangers(old, new)
+
+    async def strangers(self, old: LocalCluster, new: LocalCluster) -> None:
+        """A node of the old cluster, even with the same id, is refused by the new one and changes nothing."""
+        from twisted.internet import reactor
+
+        was = await old.status(2)
+        target = await new.status(1)
+        network = HttpNetwork(reactor)
+        self.addCleanup(network.stop)
+        envelope = Envelope(
+            bytes.fromhex(was["cluster_id"]),
+            2,
+            bytes.fromhex(was["incarnation"]),
+            1,
+            bytes.fromhex(target["incarnation"]),
+        )
+        request = VoteRequest(target["term"] + 100, LogId(target["term"] + 99, 10**6), 1, False, True)
+        with self.assertRaises(ClusterMismatch):
+            await network.call(new.nodes[1].peer_address, envelope, request, 5)
+        self.assertEqual(target["term"], (await new.status(1))["term"])
+        self.assertEqual("rot", self.damaged_backup(old)["verdict"])
+
+    def damaged_backup(self, cluster: LocalCluster) -> dict[str, Any]:
+        """Damages the backup; it must be refused by both who read it."""
+        path = os.path.join(cluster.nodes[1].directory, "state.backup")
+        with open(path, "r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            file.write(b"damage")
+        self.run_cli("restore", path, "--out", f"{path}.out", "--member=1=a:1,a:2", exit_code=3)
+        self.assertFalse(os.path.exists(f"{path}.out"))
+        return self.run_cli("backup", "--verify", path, exit_code=2)[-1]

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from ._backup_commands import backup_command, restore_command
 from ._exit import ExitCode, exit_codes
 from ._log import log
 from ._recover_commands import recover_group
@@ -32,9 +33,12 @@ class _Program(click.Group):
 def program() -> None:
     """Look after nodes of a zlayer-consensus cluster.
 
-    Exit codes: 0 clean, 1 torn tail, 2 rot, 3 cannot open, 64 wrong usage; docs/log-tool.rst says more.
+    Exit codes: 0 clean, 1 torn tail, 2 rot, 3 cannot open, 64 wrong usage; docs/log-tool.rst and docs/disaster.rst
+    say more.
     """
 
 
 program.add_command(log)
 program.add_command(recover_group)
+program.add_command(backup_command)
+program.add_command(restore_command)

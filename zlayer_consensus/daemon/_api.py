@@ -9,6 +9,7 @@ from twisted.web.resource import IResource, Resource
 
 from ..kv import KeyValueMachine
 from ._api_admin import AdminApi
+from ._api_backup import BackupApi
 from ._api_errors import error_reply
 from ._api_http import ApiError
 from ._api_kv import KeyValueApi
@@ -16,18 +17,23 @@ from ._api_kv import KeyValueApi
 __all__ = ["client_resource"]
 
 
-def client_resource(node: Any, machine: Any) -> IResource:
+def client_resource(node: Any, machine: Any, clock: Any = None) -> IResource:
     """Return what the client listener serves; it is described in the documentation, "HTTP interface".
 
     :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
     :param machine: its application. Unless it is a :class:`~zlayer_consensus.kv.KeyValueMachine`, there is nothing
         under ``/v1/kv`` and ``/v1/txn``.
+    :param clock: monotonic time, by default the reactor.
     """
     # Klein imports the reactor, which a program that only imports this package may not have chosen yet.
     from ._api_routes import Routes
 
+    if clock is None:
+        from twisted.internet import reactor as clock
+
     store = KeyValueApi(node, machine) if isinstance(machine, KeyValueMachine) else None
-    return _Front(node, store, Routes(node, AdminApi(node, machine), store).resource())
+    routes = Routes(node, AdminApi(node, machine), BackupApi(node, machine, clock), store)
+    return _Front(node, store, routes.resource())
 
 
 class _Front(Resource):

@@ -12,6 +12,7 @@ from twisted.web.resource import IResource
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ._api_admin import AdminApi
+from ._api_backup import BackupApi
 from ._api_errors import error_reply
 from ._api_http import ApiError
 from ._api_kv import KeyValueApi
@@ -27,9 +28,10 @@ class Routes:
 
     app = Klein()
 
-    def __init__(self, node: Any, admin: AdminApi, store: KeyValueApi | None) -> None:
+    def __init__(self, node: Any, admin: AdminApi, backup: BackupApi, store: KeyValueApi | None) -> None:
         self._node = node
         self._admin = admin
+        self._backup = backup
         self._store = store
 
     def resource(self) -> IResource:
@@ -92,6 +94,10 @@ class Routes:
     @app.route("/v1/snapshot", methods=["POST"])
     async def _snapshot(self, request: IRequest) -> bytes:
         return await self._admin.snapshot(request)
+
+    @app.route("/v1/backup", methods=["GET"])
+    async def _save(self, request: IRequest) -> bytes:
+        return await self._backup.backup(request)
 
     def _key_values(self) -> KeyValueApi:
         if self._store is None:

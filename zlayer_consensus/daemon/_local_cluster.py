@@ -105,6 +105,12 @@ class LocalCluster:
 
     def start(self, count: int) -> None:
         """Start the first ``count`` nodes, which begin a cluster together."""
+        self.prepare(count)
+        for node_id in self.nodes:
+            self.restart(node_id)
+
+    def prepare(self, count: int) -> None:
+        """Give the first ``count`` nodes their places, addresses and configurations, and start none."""
         ports = free_ports(2 * count)
         for at in range(count):
             self._make(at + 1, ports[2 * at], ports[2 * at + 1])
@@ -114,7 +120,6 @@ class LocalCluster:
         ]
         for node in self.nodes.values():
             self._write_config(node, "\n".join(["members = [", *rows, "]"]))
-            self.restart(node.node_id)
 
     def add_node(self) -> LocalNode:
         """Start one more node, which asks the running ones for their cluster. The caller makes it a member."""

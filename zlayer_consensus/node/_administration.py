@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from twisted.internet.defer import Deferred
 
 from ..raft import Membership
+from ..storage.interfaces import ISnapshotReader
 from ._admin import membership_of
 from ._runtime import Runtime
 
@@ -24,6 +25,7 @@ class NodeAdministration:
     """
 
     _runtime: Runtime
+    ensure_linearizable: Callable[..., Deferred[int]]
 
     def _operate(
         self, name: str, arguments: dict[str, Any], timeout: float | None, forward: bool | None
@@ -158,6 +160,24 @@ class NodeAdministration:
         if what not in ("elect", "heartbeat", "snapshot", "purge"):
             raise ValueError(f"{what!r} cannot be triggered; elect, heartbeat, snapshot and purge can")
         return self._runtime.task(self._trigger(what, upto))
+
+    def backup(self, deadline: float | None = None, *, forward: bool | None = None) -> Deferred[ISnapshotReader]:
+        """Save the state, with everything that was acknowledged before this call.
+
+        Fires with a reader of a snapshot here, which the caller closes; until then the snapshot stays.
+
+        :param deadline: seconds for finding out what was acknowledged; the snapshot takes as long as it takes.
+        :raises DeadlineExceeded: as :meth:`ensure_linearizable` does, with ``NotLeader`` and ``Overloaded``.
+        :raises StorageFull: if there is no space for a snapshot.
+        """
+        return self._runtime.task(self._backup(deadline, forward))
+
+    async def _backup(self, deadline: float | None, forward: bool | None) -> ISnapshotReader:
+        runtime = self._runtime
+        # It waits until the read index is applied here; a snapshot of what is applied then has it all.
+        await self.ensure_linearizable(deadline, forward=forward)
+        await runtime.builder.request()
+        return runtime.store.reader()
 
     async def _trigger(self, what: str, upto: int | None) -> None:
         runtime = self._runtime

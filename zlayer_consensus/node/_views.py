@@ -24,6 +24,11 @@ class NodeViews:
         return self._runtime.metrics()
 
     @property
+    def cluster_name(self) -> str:
+        """The cluster's name, as this node is configured."""
+        return self._runtime.config.cluster_name
+
+    @property
     def machine(self) -> Any:
         """The application. Read it through :meth:`read_state`, unless old values will do."""
         return self._runtime.store.machine
