@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,13 @@ PATIENCE = 60.0
 class DisasterTestCase(TestCase):
     timeout = 300
 
-    def new_cluster(self) -> LocalCluster:
+    def new_cluster(self, **raft: Any) -> LocalCluster:
         """Makes a cluster that has no nodes yet."""
         from twisted.internet import reactor
 
         directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, directory)
-        cluster = LocalCluster(directory, reactor, raft=FAST, storage=STORAGE)
+        cluster = LocalCluster(directory, reactor, raft={**FAST, **raft}, storage=STORAGE)
         self.addCleanup(cluster.close)
         self.addCleanup(cluster.stop)
         return cluster
@@ -102,19 +102,16 @@ class DisasterTestCase(TestCase):
 
 
 class RepairedNodeTests(DisasterTestCase):
-    async def test_a_damaged_node_comes_back(self) -> None:
-        """S-02: it refuses to start, is repaired, starts, and gets back from the others what was cut."""
-        cluster = await self.cluster(3)
-        keys = [f"key-{n}" for n in range(60)]
+    """A node that refuses to start, is repaired, starts, and gets back from the others what was cut."""
+
+    async def damaged(self, cluster: LocalCluster, keys: list[str], damage: Callable[[Path], None]) -> int:
+        """Writes, kills a follower, damages its data, and sees that it refuses to start; returns which it is."""
         await self.put(cluster, 1, keys)
         await self.agree(cluster, cluster.nodes)
         leader = await cluster.leader()
         victim = next(node_id for node_id in cluster.nodes if node_id != leader)
         cluster.kill(victim)
-        data = self.data(cluster, victim)
-        newest = segments(data)[-1]
-        record = [each for each in records(newest) if each.entries][5]
-        flip(newest, record.position + 80)
+        damage(self.data(cluster, victim))
         cluster.restart(victim)
         process = cluster.nodes[victim].process
         assert process is not None
@@ -122,15 +119,64 @@ class RepairedNodeTests(DisasterTestCase):
             await cluster.sleep(0.05)
         self.assertEqual(5, process.returncode)
         self.assertIn("zconsensus log repair", cluster.nodes[victim].last_words())
+        return victim
+
+    async def comes_back(self, cluster: LocalCluster, victim: int, keys: list[str]) -> None:
+        """Repairs and starts it; it has everything again then, and its mark goes."""
+        data = self.data(cluster, victim)
         self.assertEqual("rot", self.run_cli("log", "verify", data, exit_code=2)[-1]["verdict"])
         done = self.run_cli("log", "repair", data, "--yes")[-1]
         self.assertEqual(32, len(done["repair_id"]))
         self.assertEqual("clean", self.run_cli("log", "verify", data)[-1]["verdict"])
+        self.assertEqual(done["repair_id"], self.run_cli("log", "stat", data)[0]["repair_id"])
         cluster.restart(victim)
         await cluster.wait_ready(timeout=PATIENCE)
-        await self.put(cluster, leader, ["after"])
+        end = time.monotonic() + PATIENCE
+        while (await cluster.status(victim))["repair"]:
+            self.assertLess(time.monotonic(), end)
+            await cluster.sleep(0.1)
+        await self.put(cluster, await cluster.leader(), ["after"])
         await self.agree(cluster, cluster.nodes)
         self.assertEqual([], await self.missing(cluster, victim, [*keys, "after"]))
+        self.assertIsNone(self.run_cli("log", "stat", data)[0]["repair_id"])
+        # It counts again: with it alone, the leader has its majority.
+        leader = await cluster.leader()
+        cluster.kill(next(node_id for node_id in cluster.nodes if node_id not in (victim, leader)))
+        await self.put(cluster, leader, ["counted"])
+
+    async def test_a_damaged_log(self) -> None:
+        """S-02."""
+
+        def flipped(data: Path) -> None:
+            newest = segments(data)[-1]
+            record = [each for each in records(newest) if each.entries][5]
+            flip(newest, record.position + 80)
+
+        cluster, keys = await self.cluster(3), [f"key-{n}" for n in range(60)]
+        await self.comes_back(cluster, await self.damaged(cluster, keys, flipped), keys)
+
+    async def test_a_log_that_is_lost(self) -> None:
+        """S-08: nothing is kept but who the node is."""
+
+        def lost(data: Path) -> None:
+            for path in segments(data):
+                path.unlink()
+
+        cluster, keys = await self.cluster(3), [f"key-{n}" for n in range(20)]
+        await self.comes_back(cluster, await self.damaged(cluster, keys, lost), keys)
+
+    async def test_a_damaged_snapshot(self) -> None:
+        """S-16: the log does not reach back to another."""
+
+        def flipped(data: Path) -> None:
+            [newest] = [each for each in (data / "snap").iterdir() if each.name != "LOCK"]
+            flip(newest / "manifest", 60)
+
+        cluster = self.new_cluster(snapshot_logs_since_last=20, max_in_snapshot_log_to_keep=1)
+        cluster.start(3)
+        await cluster.wait_ready(timeout=PATIENCE)
+        keys = [f"key-{n}" for n in range(35)]
+        await self.comes_back(cluster, await self.damaged(cluster, keys, flipped), keys)
 
 
 class LostMajorityTests(DisasterTestCase):
