@@ -124,6 +124,23 @@ class RecoverCommandTests(CliTestCase):
         self.assertIn("it may lack what it had acknowledged", self.both("--yes", "--allow-repaired").output)
         self.assertIsNone(self.identity(2)["repair_id"])
 
+    def test_a_sole_voter_that_was_repaired(self) -> None:
+        """Nobody is lost, and nobody else could ever say that it has everything again."""
+        alone = self.root / "alone"
+        log = open_log(alone)
+        write(log, Entry.make(1, 1, EntryKind.CONFIG, members(1).encode()))
+        for index in range(2, 30):
+            write(log, put(index), commit=index - 1)
+        result(log.close())
+        arguments = (alone, "--lost", "none", "--plan", self.plan, "--yes")
+        self.assertIn("nothing is lost", self.run_recover(*arguments, exit_code=3).output)
+        path = segments(alone)[-1]
+        flip(path, records(path)[-3].position + 80)
+        CliRunner().invoke(program, ["log", "repair", str(alone), "--yes"])
+        self.run_recover(*arguments, "--allow-repaired")
+        self.assertIsNone(self.of_kind("identity", "stat", alone)[0]["repair_id"])
+        self.assertEqual("clean", self.lines("verify", alone)[-1]["verdict"])
+
     def test_a_recovery_that_was_interrupted_is_brought_to_an_end_with_its_plan(self) -> None:
         real = RealFileSystem.sync_dir
         calls = []

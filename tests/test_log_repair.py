@@ -671,7 +671,7 @@ class IdentityDamageTests(RepairTestCase):
         self.assertEqual(3, len(ids))
 
 
-class CrashTests(SynchronousTestCase):
+class InterruptionTests(SynchronousTestCase):
     """S-24: a power failure at any operation of a repair; done again, it gives what it would have given."""
 
     KEEPS: tuple[Literal["none", "all", "prefix"], ...] = ("none", "all", "prefix")

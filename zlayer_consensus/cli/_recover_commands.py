@@ -24,13 +24,17 @@ class _Recover(click.Group):
 
 
 def _ids(_ctx: click.Context, _param: click.Parameter, value: str) -> frozenset[int]:
+    if value == "none":
+        return frozenset()
     parts = [each.strip() for each in value.split(",")]
     if not all(each.isascii() and each.isdigit() and int(each) for each in parts):
         raise click.BadParameter(f"{value!r} is not a list of node ids, such as 3,4,5")
     return frozenset(map(int, parts))
 
 
-_LOST = click.option("--lost", callback=_ids, required=True, metavar="IDS", help="Every member that is lost: 3,4,5.")
+_LOST = click.option(
+    "--lost", callback=_ids, required=True, metavar="IDS", help="Every member that is lost: 3,4,5; or none."
+)
 _REPAIRED = click.option(
     "--allow-repaired", is_flag=True, help="Take survivors whose log was repaired and may lack something, too."
 )
