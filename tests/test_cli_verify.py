@@ -25,6 +25,7 @@ from tests.cli_kit import (
     fingerprint,
     flip,
     make_log,
+    noop,
     open_log,
     overwrite,
     put,
@@ -542,6 +543,25 @@ class StatTests(CliTestCase):
         self.assertEqual((1, 2, 0, 0), tuple(totals[kind] for kind in ("config", "command", "noop", "session")))
         self.assertEqual(sum(len(each.payload) for each in (config(1), put(2), put(3, 2))), totals["payload_bytes"])
         self.assertEqual(2, totals["in_sessions"])
+        self.assertEqual((1, 0), (totals["truncations"], totals["resets"]))
+
+    def test_digests_of_the_same_entries_are_equal(self) -> None:
+        """However they were written, and whatever follows."""
+        make_log(self.data, 60)
+        other = self.root / "node-2"
+        log = open_log(other, 2)
+        write(log, *(config(1), noop(2)), *(put(index) for index in range(3, 40)))
+        result(log.close())
+
+        def digest(directory: Path, *arguments: object) -> str:
+            [totals] = self.of_kind("totals", "stat", directory, "--full", *arguments)
+            self.assertEqual(1, totals["first"])
+            return str(totals["sha256"])
+
+        self.assertEqual(digest(self.data, "--to", 39), digest(other))
+        self.assertNotEqual(digest(self.data, "--to", 38), digest(other))
+        self.run_log("stat", other, "--full", "--to", 41, exit_code=3)
+        self.run_log("stat", other, "--to", 4, exit_code=64)
 
     def test_snapshots_say_whether_they_were_verified(self) -> None:
         make_log(self.data, 60)

@@ -116,14 +116,23 @@ def verify_command(ctx: click.Context, directory: str, snapshots: str | None, as
 @_DIRECTORY
 @_SNAPSHOTS
 @click.option("--full", is_flag=True, help="Read all entries and snapshots, for totals by type and digests.")
+@click.option("--to", "upto", type=click.IntRange(1), metavar="INDEX", help="With --full: entries up to this one.")
 @common_options
 @click.pass_context
 def stat_command(
-    ctx: click.Context, directory: str, snapshots: str | None, full: bool, as_json: bool, color: str
+    ctx: click.Context,
+    directory: str,
+    snapshots: str | None,
+    full: bool,
+    upto: int | None,
+    as_json: bool,
+    color: str,
 ) -> None:
     """Show identity, term and vote, segments and snapshots."""
 
-    ctx.exit(stat(DataDirectory(directory, snapshots), output(as_json, color), full))
+    if upto is not None and not full:
+        raise click.UsageError("--to needs --full")
+    ctx.exit(stat(DataDirectory(directory, snapshots), output(as_json, color), full, upto))
 
 
 @log.command("repair")

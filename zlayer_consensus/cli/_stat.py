@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from typing import Any
 
 from ..errors import StorageCorrupt, StorageError, StorageFailed
 from ..raft import ENTRY_OVERHEAD, Entry, EntryKind, LogId
 from ..storage import Identity
 from ..storage.inspection import (
+    BATCH,
     FORMAT_VERSION,
     IDENTITY_NAME,
     Findings,
     LogIndex,
+    Reset,
+    ScannedRecord,
     Segment,
     SetState,
     SnapshotFile,
+    Truncate,
     list_segments,
     list_snapshots,
     read_identity,
@@ -27,7 +32,7 @@ from ..storage.inspection import (
 )
 from ._directory import DataDirectory
 from ._dump import segment_fields, segment_text
-from ._exit import ExitCode
+from ._exit import CannotOpen, ExitCode
 from ._output import Output, amount, at_time
 from ._payload import describe_membership, kind_name, plain_membership
 from ._verdict import Verdict, judge, refusal, show_verdict
@@ -40,9 +45,11 @@ _RUNS_SHOWN = 8
 _REPORT_EVERY = 4096
 
 
-def stat(directory: DataDirectory, out: Output, full: bool) -> ExitCode:
+def stat(directory: DataDirectory, out: Output, full: bool, upto: int | None = None) -> ExitCode:
     """Print what there is; return what an opening, or the full reading, makes of it.
 
+    :param full: read every entry and snapshot.
+    :param upto: of the entries, those up to here.
     :raises NoLog: if there is nothing.
     """
     directory.require()
@@ -56,7 +63,7 @@ def stat(directory: DataDirectory, out: Output, full: bool) -> ExitCode:
             _segments(directory, out, found)
             if full:
                 # The oldest entries are read first, and purged first.
-                directory.again(lambda: _totals(directory, out, directory.examine()[1].index))
+                directory.again(lambda: _totals(directory, out, directory.examine()[1].index, upto))
         except StorageCorrupt as error:
             verdict = refusal(directory, error)
     else:
@@ -195,10 +202,15 @@ def _bare_segments(directory: DataDirectory, out: Output) -> None:
         out.put("segment_file", fields, f"{segment_text(out, each, name)}{problem}")
 
 
-def _totals(directory: DataDirectory, out: Output, index: LogIndex) -> None:
+def _totals(directory: DataDirectory, out: Output, index: LogIndex, upto: int | None) -> None:
     first, last = index.purged.index + 1, index.last.index
+    if upto is not None:
+        if not first <= upto <= last:
+            raise CannotOpen(f"entry {upto} is not in the log, which has entries {first} to {last}")
+        last = upto
     kinds: Counter[str] = Counter()
     payload_bytes = largest = sessions = 0
+    digest = sha256()
     with out.progress(max(0, last - first + 1), "reading entries") as advance:
         entry: Entry
         for number, entry in enumerate(walk_entries(directory.files, index, first, last), 1):
@@ -207,17 +219,45 @@ def _totals(directory: DataDirectory, out: Output, index: LogIndex) -> None:
             payload_bytes += size
             largest = max(largest, size)
             sessions += entry.session != 0
+            digest.update(len(entry.raw).to_bytes(4, "little") + entry.raw)
             if number % _REPORT_EVERY == 0:
                 advance(_REPORT_EVERY)
+    removals = _removals(directory, index)
     by_type = {kind.name.lower(): kinds[kind.name.lower()] for kind in EntryKind}
-    fields = {**by_type, "in_sessions": sessions, "payload_bytes": payload_bytes, "largest_payload": largest}
+    fields = {
+        **by_type,
+        "in_sessions": sessions,
+        "payload_bytes": payload_bytes,
+        "largest_payload": largest,
+        **removals,
+        "first": first,
+        "last": last,
+        "sha256": digest.hexdigest(),
+    }
     listed = ", ".join(f"{count:,} {kind}" for kind, count in by_type.items())
     out.put(
         "totals",
         fields,
         f"{out.heading('totals')}  {listed}\n  payload    {payload_bytes:,} bytes, the largest {largest:,}; "
-        f"{sessions:,} entries in client sessions",
+        f"{sessions:,} entries in client sessions\n"
+        f"  removed    {amount(removals['truncations'], 'truncation')}, {amount(removals['resets'], 'reset')}\n"
+        f"  SHA-256    of entries {first} to {last}: {digest.hexdigest()}",
     )
+
+
+def _removals(directory: DataDirectory, index: LogIndex) -> dict[str, int]:
+    """Count the operations in all segments that removed entries otherwise than by purging."""
+    found = {"truncations": 0, "resets": 0}
+    for segment in index.segments:
+        for record in scan_records(directory.files, segment.path, segment.header, again=directory.look_again):
+            for each in walk_payload(record.payload) if record.payload and _is_batch(record) else ():
+                found["truncations"] += isinstance(each, Truncate)
+                found["resets"] += isinstance(each, Reset)
+    return found
+
+
+def _is_batch(record: ScannedRecord) -> bool:
+    return record.header is not None and record.header.type == BATCH
 
 
 def _snapshots(directory: DataDirectory, out: Output, full: bool) -> Verdict | None:
