@@ -211,6 +211,24 @@ class ClearingTests(TestCase):
         c.advance(1.0)
         self.assertEqual((b"", b""), (node.core.repair, c[1].core.progress()[3].repair))
 
+    def test_what_it_acknowledges_before_the_leader_knows_that_the_mark_is_gone_is_sent_again(self) -> None:
+        """Else nobody would ask for it any more, and with one of the others away it would never be committed."""
+        for others in ((2,), ()):
+            c = cluster()
+            node = damaged(c, 3, 4)
+            node.hold_clearing = True
+            c.advance(1.0)
+            node.clear_repair()
+            for other in others:
+                c[other].crash()
+            c[1].propose(b"x")
+            c.settle()
+            self.assertEqual((c[1].core.last, REPAIR), (node.core.last, c[1].core.progress()[3].repair))
+            c.advance(1.0)
+            last = c[1].core.last.index
+            self.assertEqual((last, b""), (c[1].core.progress()[3].match, c[1].core.progress()[3].repair))
+            self.assertEqual((last, last), (c[1].core.commit, node.core.commit))
+
     def test_a_late_reply_that_names_it_changes_nothing(self) -> None:
         c = cluster()
         damaged(c, 3, 4)

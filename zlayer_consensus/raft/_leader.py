@@ -146,6 +146,10 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
         if current:
             p.start_over(p.match + 1)
     elif reply.success and is_stale(p, reply.repair):
+        if current and p.state is not ProgressState.SNAPSHOT:
+            # The mark is gone, and the next heartbeat will say so. By then this has to be asked for again.
+            p.start_over(p.match + 1)
+            p.paused = True
         return
     elif reply.success:
         _matched(s, leader, peer, p, reply.match, current)
