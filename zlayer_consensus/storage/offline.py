@@ -8,7 +8,6 @@ from ._new_cluster import CannotRecover, RecoveryPlan, join_new_cluster, plan_re
 from ._offline import locked
 from ._repair import RepairOutcome, carry_out, finish_interrupted, interrupted
 from ._repair_plan import CannotRepair, RepairPlan, plan_repair
-from ._repair_runs import Traces
 from ._survivors import Holdings, survey
 
 __all__ = [
@@ -18,7 +17,6 @@ __all__ = [
     "RecoveryPlan",
     "RepairOutcome",
     "RepairPlan",
-    "Traces",
     "carry_out",
     "finish_interrupted",
     "interrupted",
