@@ -26,7 +26,7 @@ from tests.repair_kit import (
 from tests.test_file_log_crash import PowerFailure, fail_power
 from tests.test_file_log_recovery import records, segments
 from zlayer_consensus.errors import StorageError, StorageFailed
-from zlayer_consensus.storage.inspection import list_segments
+from zlayer_consensus.storage.inspection import Layout, list_segments
 from zlayer_consensus.storage.offline import (
     RepairPlan,
     interrupted,
@@ -160,6 +160,13 @@ class PlaceTests(RepairTestCase):
         mend(scene.disk)
         self.assertEqual([], damage_of(scene.disk))
         self.assertEqual([], destroyed(before, scene.disk))
+
+    def test_the_reserve_stays(self) -> None:
+        scene = self.damaged()
+        mend(scene.disk)
+        layout = Layout(DIRECTORY)
+        self.assertTrue(scene.disk.exists(layout.reserve))
+        self.assertEqual([], [name for name in scene.disk.list(DIRECTORY) if name.startswith("wal.")])
 
     def test_what_is_kept_takes_no_space_twice(self) -> None:
         scene = self.damaged()

@@ -145,6 +145,8 @@ class _Repair:
         files, layout, run = self._files, self._layout, self._plan.run
         _discard(files, layout.repaired)
         files.mkdir(layout.repaired)
+        if files.exists(layout.reserve):
+            _duplicate(files, layout.reserve, f"{layout.repaired}/{posixpath.basename(layout.reserve)}")
         if run is None:
             self._begin_anew(identity)
         else:
