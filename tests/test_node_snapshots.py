@@ -35,8 +35,10 @@ from zlayer_consensus.storage import (
     MemStateMachine,
     encode_manifest,
 )
+from zlayer_consensus.storage._snapshot_format import frame
 from zlayer_consensus.testing import SimulatedFileSystem
 
+from .log_store_kit import HeldExecutor
 from .node_cluster import NodeCluster, NodeTestCase, apply
 
 
@@ -279,10 +281,14 @@ class ReceiverTests(NodeTestCase):
         self.state = dict(self.node.machine.state)
         membership = self.lead.metrics().membership
         self.data = b"part"
-        point = SnapshotPoint(LogId(self.lead.metrics().term, 1000), membership)
-        self.manifest = encode_manifest(Manifest(point, ((len(self.data) * 4, sha256(self.data * 4).digest()),)))
+        self.point = SnapshotPoint(LogId(self.lead.metrics().term, 1000), membership)
+        self.announce(self.data * 4)
         self.addCleanup(self.went_on)
         self.envelope = self.lead._runtime.peers.envelope(membership.members[self.node.node_id])
+
+    def announce(self, part: bytes) -> None:
+        """Let the manifest be one for this part."""
+        self.manifest = encode_manifest(Manifest(self.point, ((len(part), sha256(part).digest()),)))
 
     def chunk(self, **changes: Any) -> SnapshotChunk:
         term = self.lead.metrics().term
@@ -334,6 +340,38 @@ class ReceiverTests(NodeTestCase):
         """A-26: the part starts over."""
         self.give(manifest=self.manifest)
         self.assertEqual(self.give(data=bytes(16)), ("continue", 0, 0))
+
+    def test_stop_while_a_chunk_is_written(self) -> None:
+        """H-66: what the chunk completes is not installed: the stores are about to close."""
+        executor, part = HeldExecutor(), frame(self.data)
+        self.patch(self.node._runtime.store, "_executor", executor)
+        self.announce(part)
+        self.give(manifest=self.manifest)
+        reply = self.node.handle(self.envelope, self.chunk(data=part))
+        log_store, closing = self.node._runtime.log_store, Deferred[None]()
+        close = log_store.close
+        self.patch(log_store, "close", lambda: closing.addCallback(lambda _: close()))
+        stopped = self.node.shutdown()
+        executor.release_all()
+        self.cluster.run(0.1)
+        self.failureResultOf(reply, NodeStopped)
+        self.assertEqual(executor.held, [])
+        closing.callback(None)
+        executor.release_all()
+        self.successResultOf(stopped)
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+    def test_stop_while_another_transfer_is_given_up(self) -> None:
+        """H-64: the next one is not begun any more."""
+        executor = HeldExecutor()
+        self.patch(self.node._runtime.store, "_executor", executor)
+        self.give(manifest=self.manifest)
+        self.announce(bytes(100))
+        reply = self.node.handle(self.envelope, self.chunk(manifest=self.manifest))
+        stopped = self.node.shutdown()
+        executor.release_all()
+        self.failureResultOf(reply, NodeStopped)
+        self.successResultOf(stopped)
 
     def test_chunk_of_another_transfer(self) -> None:
         """A-26, H-64."""

@@ -220,6 +220,7 @@ class Receiver:
                     return self._reply("full")
         finally:
             self._writing = False
+        self._rt.check_running()  # else its stores are about to close, and nothing would call off the installation
         if self._receiver is None or not self._receiver.complete:
             return self._reply("continue")
         self._installing = Deferred.fromCoroutine(self._install(self._receiver))
@@ -237,6 +238,7 @@ class Receiver:
             raise InvalidMessage(f"snapshot: the manifest is for {manifest.point.last}, the message for {chunk.last}")
         if self._receiver is not None and key[1:] != (self._key or key)[1:]:
             await self._drop()
+            self._rt.check_running()
         self._receiver = self._rt.store.receiver(manifest)
         self._key = key
 
