@@ -92,6 +92,24 @@ class DeliveryTests(Case):
         self.clock.advance(0.25)
         self.successResultOf(call)
 
+    def test_it_says_until_when_what_was_sent_is_on_its_way(self) -> None:
+        self.network.link("one", "two").delay = (0.25, 0.25)
+        self.network.link("two", "one").delay = (0.5, 0.5)
+        self.assertEqual(self.network.latest, 0.0)
+        first = self.beat()
+        self.clock.advance(0.1)
+        self.assertEqual(self.network.latest, 0.25)
+        self.clock.advance(0.2)
+        self.assertAlmostEqual(self.network.latest, 0.8)
+        self.network.clog("one", "two")
+        second = self.beat(timeout=5.0)
+        self.clock.advance(1.0)
+        self.network.unclog("one", "two")
+        self.assertAlmostEqual(self.network.latest, 1.55)
+        self.clock.pump([0.25, 0.5])
+        self.successResultOf(first)
+        self.successResultOf(second)
+
     def test_messages_overtake_each_other(self) -> None:
         self.network.default.delay = (0.0, 0.5)
         calls = [self.beat(n) for n in range(20)]

@@ -74,6 +74,8 @@ class MemoryNetwork:
         self.watch: Callable[[str, str, str, Any], object] | None = None
         """Called with ``request``, ``execute``, ``reply`` or ``error``, the sender's and the target's address of the
         request, and the message: when a request or its outcome leaves, and when a request arrives."""
+        self.latest = clock.seconds()
+        """By then everything has arrived that was sent so far, and is neither lost nor held."""
         self._random = random
         self._links: dict[tuple[str, str], Link] = {}
         self._cuts: set[tuple[str, str]] = set()
@@ -183,7 +185,7 @@ class MemoryNetwork:
 
     def _release(self, source: str, target: str) -> None:
         for arrive in self._held.pop((source, target), []):
-            self.clock.callLater(self._delay(source, target), arrive)
+            self._deliver(source, target, arrive)
 
     def _travel(self, source: str, target: str, arrive: Callable[[], object]) -> None:
         """Let something arrive, unless it is lost."""
@@ -195,7 +197,12 @@ class MemoryNetwork:
             elif self._passes(source, target):
                 arrive()
 
-        self.clock.callLater(self._delay(source, target), here)
+        self._deliver(source, target, here)
+
+    def _deliver(self, source: str, target: str, arrive: Callable[[], object]) -> None:
+        delay = self._delay(source, target)
+        self.latest = max(self.latest, self.clock.seconds() + delay)
+        self.clock.callLater(delay, arrive)
 
     def _passes(self, source: str, target: str) -> bool:
         """Decide the fate of one message at the time when it arrives: what is on its way when a link is cut is lost."""

@@ -12,6 +12,9 @@ Time is counted from when the last pause and the last stalled disk in the quorum
 - 5 seconds, in which a node that knows no cluster asks for it;
 
 all by the slowest clock.
+
+The quorum is not at rest while something may still arrive that was sent before: a leader may have asked a node to take
+over, and have given that up long ago.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from twisted.python.failure import Failure
 
 from ...errors import ConsensusError, Overloaded
 from ...node import Metrics
-from ._host import Host, Process
+from ._host import LATENESS, Host, Process
 
 if TYPE_CHECKING:
     from ._world import World
@@ -54,6 +57,9 @@ class _Calm:
         self._random = Random(f"{world.plan.seed} calm")
         self._config = world.plan.knobs.config
         self._slow = 1.0 / (1.0 - max(0.05, world.plan.knobs.drift))
+        self._latest = 0.0
+        """By then what was sent before has arrived."""
+        self._rest_since: float | None = None
 
     # Whom
 
@@ -102,6 +108,7 @@ class _Calm:
         link = world.network.default
         link.loss = link.duplicate = link.reply_loss = link.straggle = 0.0
         world.network.restore()
+        self._latest = world.network.latest
         for host in world.hosts.values():
             if host.node_id in world.core:
                 self._heal(host)
@@ -173,7 +180,8 @@ class _Calm:
         timeline.run(begun)
         end = begun + self.limit()
         every = self._config.election_timeout_max / 4
-        if not timeline.run(end, lambda: not self.missing(), every):
+        timeline.run(max(begun, self._latest) + self._slow * LATENESS * self._config.election_timeout_min)
+        if not timeline.run(end, self._at_rest, every):
             self._failed(begun)
             return
         world.count("calm permille", round(1000 * (timeline.now - begun) / (end - begun)))
@@ -185,6 +193,15 @@ class _Calm:
         elif self._leader() != leader:
             text = f"node {leader[0]} led term {leader[1]}, and without need {self._leader()} does"
             raise world.checker.violated("liveness", text)
+
+    def _at_rest(self) -> bool:
+        """Say whether nothing has been missing for as long as a message is on its way."""
+        now = self._world.timeline.now
+        if self.missing():
+            self._rest_since = None
+        elif self._rest_since is None:
+            self._rest_since = now
+        return self._rest_since is not None and now - self._rest_since >= self._world.network.default.delay[1]
 
     def _failed(self, begun: float) -> None:
         world = self._world
@@ -224,8 +241,9 @@ class _Calm:
             return "leader, term, last, durable, commit, applied: " + "; ".join(wrong)
         here = {m.node_id for m in seen}
         down = (world.core & set(world.quorums.committed().members)) - here
-        if down or not leader.ready or leader.membership.joint:
-            return f"down: {sorted(down)}, ready: {leader.ready}, joint: {leader.membership.joint}"
+        if down or not leader.ready or leader.membership.joint or leader.transferring:
+            state = f"joint: {leader.membership.joint}, transferring: {leader.transferring}"
+            return f"down: {sorted(down)}, ready: {leader.ready}, {state}"
         full = {m.node_id for m in seen if m.full}
         full |= {peer for peer, p in leader.replication.items() if p.full and peer in here}
         if full:

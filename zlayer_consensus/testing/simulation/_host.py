@@ -21,9 +21,11 @@ from ._watch import WatchedLogStore
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["OPERATIONS", "Fuse", "Host", "Process"]
+__all__ = ["LATENESS", "OPERATIONS", "Fuse", "Host", "Process"]
 
 START_OF_TIME = 1_700_000_000.0
+LATENESS = 0.02
+"""How long after a pause what arrived during it may meet its process, in shortest election timeouts."""
 _CHANGES = frozenset(("mkdir", "create", "write", "sync", "rename", "remove", "sync_dir"))
 
 
@@ -266,7 +268,7 @@ class Process:
             world.timeline,
             rate=host.rate,
             start=self.random.uniform(0.0, 1e6),
-            jitter=lambda: draw() * unit / 50,
+            jitter=lambda: draw() * unit * LATENESS,
         )
         world.processes[self.clock] = self
         self.impostor = host.attic is not None
