@@ -110,13 +110,14 @@ class _Calm:
         world.network.restore()
         self._latest = world.network.latest
         for host in world.hosts.values():
+            host.files.before = None  # what it waits for may befall others, too
             if host.node_id in world.core:
                 self._heal(host)
             else:
                 self._break(host)
 
     def _heal(self, host: Host) -> None:
-        host.files.capacity = host.files.before = None
+        host.files.capacity = None
         host.at_start.clear()
         host.sluggish = 1.0
         host.start()
