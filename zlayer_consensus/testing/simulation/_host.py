@@ -360,8 +360,9 @@ class Process:
             return
         host = self.host
         members = [InitialMember(i, f"node{i}:1") for i in self.world.founders]
-        # A founder that has moved is not where the list says that it is.
-        if host.founder and len(host.addresses) == 1:
+        # A founder that has moved is not where the list says that it is. One that began alone and has lost its disk
+        # would begin another cluster, since the list names nobody whom it could ask.
+        if host.founder and len(host.addresses) == 1 and not (self.impostor and len(members) == 1):
             self._do(self.node.bootstrap(members), self._belongs)
         else:
             others = [other.address for other in self.world.hosts.values() if other is not host and not other.gone]
