@@ -124,7 +124,14 @@ class Checker:
         self.mirrors.setdefault(node_id, Mirror())
 
     def died(self, node_id: int) -> None:
-        """A process ended."""
+        """A process ended, perhaps in the middle of a step."""
+        life, mirror = self._lives.get(node_id), self.mirrors.get(node_id)
+        if life is not None and mirror is not None and life.purging is not None:
+            # It was about to let go what it had committed in this very step. When it starts again, that is gone.
+            latest = mirror.latest
+            memberships = [self.configs[position] for position in latest.configs[-1:]]
+            memberships += [life.membership] if life.membership is not None else []
+            self._commit(node_id, life.commit, life.purging.index, latest.state.term, tuple(memberships))
         self._lives.pop(node_id, None)
 
     # The log stores
