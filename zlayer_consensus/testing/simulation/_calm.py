@@ -183,8 +183,11 @@ class _Calm:
         every = self._config.election_timeout_max / 4
         timeline.run(max(begun, self._latest) + self._slow * LATENESS * self._config.election_timeout_min)
         if not timeline.run(end, self._at_rest, every):
-            self._failed(begun)
-            return
+            # Who was still starting has shown only then how much there is to catch up with.
+            end = begun + self.limit()
+            if not timeline.run(end, self._at_rest, every):
+                self._failed(begun)
+                return
         world.count("calm permille", round(1000 * (timeline.now - begun) / (end - begun)))
         leader = self._leader()
         timeline.run(timeline.now + 3 * self._slow * self._config.election_timeout_max)
