@@ -86,9 +86,19 @@ class TimelineTests(SynchronousTestCase):
         for delay in (1, 2, 4):
             clock.callLater(delay, self.see, f"due {delay}")
         self.timeline.later(1.5, clock.enter, self.see, "request")
-        clock.paused_until = 3.0
+        clock.pause(3.0)
+        clock.pause(2.0)
         self.timeline.run(5)
         self.assertEqual(self.seen, [(3, "due 1"), (3, "request"), (3, "due 2"), (4, "due 4")])
+
+    def test_a_process_that_was_paused_may_meet_requests_before_it_looks_at_the_clock(self) -> None:
+        clock = ProcessClock(self.timeline)
+        for delay in (1, 2, 3.25, 4):
+            clock.callLater(delay, self.see, f"due {delay}")
+        self.timeline.later(2.5, clock.enter, self.see, "request")
+        clock.pause(3.0, timers_late=0.5)
+        self.timeline.run(5)
+        self.assertEqual(self.seen, [(3, "request"), (3.5, "due 1"), (3.5, "due 2"), (3.5, "due 3.25"), (4, "due 4")])
 
     def test_nothing_happens_in_a_process_that_is_dead(self) -> None:
         clock = ProcessClock(self.timeline)

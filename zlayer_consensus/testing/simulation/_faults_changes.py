@@ -68,7 +68,7 @@ def _befall(world: World, random: Random, host: Host) -> None:
         host.kill(keep(random))
         host.restart(span)
     elif way == "pause":
-        host.pause(span)
+        host.pause(span, timers_late=random.random() < 0.5)
     else:
         others = [each.address for each in world.hosts.values() if each is not host and not each.gone]
         random.shuffle(others)

@@ -176,7 +176,7 @@ def pause(world: World, random: Random) -> None:
         seconds = world.long_span(random)
         world.count("pause")
         world.trace("pause", f"node {host.node_id} for {seconds:.3f} s")
-        host.pause(seconds)
+        host.pause(seconds, timers_late=random.random() < 0.5)
 
 
 def restart(world: World, random: Random) -> None:

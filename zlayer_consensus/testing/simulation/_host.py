@@ -152,11 +152,15 @@ class Host:
             executor.break_off()
         files.before = before
 
-    def pause(self, seconds: float) -> None:
-        """Let the process stand still for a while."""
+    def pause(self, seconds: float, *, timers_late: bool = False) -> None:
+        """Let the process stand still for a while.
+
+        :param timers_late: whether it looks at its sockets before it looks at the clock, when it goes on.
+        """
         if self.process is not None:
-            clock = self.process.clock
-            clock.paused_until = max(clock.paused_until, self.world.timeline.now + seconds)
+            world = self.world
+            late = LATENESS * world.plan.knobs.config.election_timeout_min if timers_late else 0.0
+            self.process.clock.pause(world.timeline.now + seconds, late)
 
     def change_rate(self, rate: float) -> None:
         """Let its clock go faster or slower from now on."""

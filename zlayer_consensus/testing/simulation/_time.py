@@ -120,8 +120,8 @@ class Timeline:
             call()
         elif clock.dead:
             timer._state, timer._call = "cancelled", None
-        elif clock.paused_until > self.now:
-            timer._due = clock.paused_until
+        elif clock.timers_from > self.now:
+            timer._due = clock.timers_from
             self.push(timer._due, timer)
         else:
             timer._state, timer._call = "called", None
@@ -143,7 +143,7 @@ class ProcessClock:
     ) -> None:
         self.rate = rate
         self.dead = False
-        self.paused_until = 0.0
+        self.paused_until = self.timers_from = 0.0
         self._timeline = timeline
         self._jitter = jitter
         self._start = start
@@ -166,13 +166,22 @@ class ProcessClock:
             timeline.push(due, timer)
         return timer
 
+    def pause(self, until: float, timers_late: float = 0.0) -> None:
+        """Let the process stand still until a time of the world, unless it does so for longer already.
+
+        :param timers_late: by how many seconds what was due in the pause comes after it. A reactor that stood still
+            while it waited for its sockets looks at them before it looks at the clock.
+        """
+        if until > self.paused_until:
+            self.paused_until, self.timers_from = until, until + timers_late
+
     def change_rate(self, rate: float) -> None:
         """Go faster or slower from now on. What it shows now stays, and what is due by it stays due then."""
         timeline, now = self._timeline, self._timeline.now
         for timer in dict.fromkeys(timer for _, _, timer in timeline._heap if timer._clock is self and timer.active()):
             left = timer._due - now
             # Only a timer's last place in the queue counts; one that waits for the end of a pause was due before.
-            if left > 0 and timer._due != self.paused_until:
+            if left > 0 and timer._due != self.timers_from:
                 timer._due = now + left * self.rate / rate
                 timeline.push(timer._due, timer)
         self._start, self._birth, self.rate = self.seconds(), now, rate
@@ -187,7 +196,7 @@ class ProcessClock:
         if self.dead:
             return
         if self.paused_until > timeline.now:
-            self.callLater((self.paused_until - timeline.now) * self.rate + self._jitter(), call, *args)
+            timeline.later(self.paused_until - timeline.now + self._jitter(), self.enter, call, *args)
             return
         before, timeline.current = timeline.current, self
         timeline.events += 1

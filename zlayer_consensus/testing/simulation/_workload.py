@@ -280,7 +280,7 @@ class Workload:
             clock = attempt.process.clock
             if not attempt.process.alive:
                 del self._waiting[attempt]
-            elif clock.seconds() > attempt.deadline and now > clock.paused_until + 0.001:
+            elif clock.seconds() > attempt.deadline and now > clock.timers_from + 0.001:
                 names = ", ".join(task.name for task in attempt.tasks)
                 node_id = attempt.process.host.node_id
                 late = clock.seconds() - attempt.deadline
