@@ -210,6 +210,9 @@ class Client:
     # Where it asks
 
     def _choose(self) -> Host | None:
+        old = self.workload.world.leaders()[1:]
+        if old and self.random.random() < 0.3:
+            return self.random.choice(old)  # one that may not know yet that it leads no longer
         home = self.home
         if self.faithful and home is not None and home.process is not None and self.random.random() < 0.9:
             return home

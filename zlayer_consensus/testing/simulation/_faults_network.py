@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["bridge", "clog", "degrade", "isolate", "one_way", "partition", "ring"]
+__all__ = ["bridge", "clog", "degrade", "depose", "isolate", "one_way", "partition", "ring"]
 
 Pair = tuple[str, str]
 
@@ -53,6 +53,26 @@ def isolate(world: World, random: Random) -> None:
         addresses.insert(0, leaders[0])
     one = addresses[0]
     _cut(world, random, "isolation", [pair for b in addresses[1:] for pair in ((one, b), (b, one))])
+
+
+def depose(world: World, random: Random) -> None:
+    """Cut the leader off from the others until they have another one, and for longer; it may stand still till then.
+
+    Clients reach it all the while, and it must not tell them what is no longer so (H-71).
+    """
+    leaders = world.leaders()
+    if not leaders:
+        return
+    one = leaders[0].address
+    pairs = [pair for b in _addresses(world, random) if b != one for pair in ((one, b), (b, one))]
+    world.count("deposed leader")
+    world.trace("deposed leader", f"node {leaders[0].node_id}")
+    for pair in pairs:
+        world.network.cut(*pair)
+    span = world.plan.knobs.config.election_timeout_max * (1.5 + 1.5 * random.random())
+    if random.random() < 0.5:
+        leaders[0].pause(0.9 * span, timers_late=random.random() < 0.7)
+    world.later(span, world.network.mend, pairs)
 
 
 def one_way(world: World, random: Random) -> None:
