@@ -202,6 +202,18 @@ class BootstrapTests(SynchronousTestCase):
         self.assertEqual(node.metrics().last.index, 0)
         self.cluster.until(lambda: node.metrics().last == self.cluster.leader().metrics().last)
 
+    def test_a_repaired_identity_does_not_know_with_which_list_it_began(self) -> None:
+        """And the voters may have changed since; that it is one of them has to do."""
+        leader = self.cluster.begin(1, 2, 3)
+        self.cluster.make(4)
+        self.cluster.result(leader.add_voter(4, self.cluster.address(4), "client4:8000"))
+        victim = self.cluster.followers()[0].node_id
+        self.cluster.crash(victim)
+        log = self.cluster.logs[victim].reopened()
+        log.identity = dataclasses.replace(log.identity, origin=b"")
+        node = self.cluster.make(victim, log)
+        self.cluster.result(node.bootstrap(self.members(1, 2, 3)))
+
     def test_stop_ends_a_bootstrap(self) -> None:
         """J-47: it waits for as long as it takes, but not longer than the node lives."""
         node = self.cluster.make(1)

@@ -22,7 +22,7 @@ from ...raft import (
     VoteReply,
     VoteRequest,
 )
-from ._mirror import Mark, Mirror, mark
+from ._mirror import Copy, Mark, Mirror, mark
 
 if TYPE_CHECKING:
     from ._host import Process
@@ -93,6 +93,8 @@ class Checker:
         self._committed_configs: list[LogId] = []
         self.on_configuration: Callable[[int], object] | None = None
         """Called with the node that has just appended a configuration that nobody had before."""
+        self.on_whole: Callable[[int], object] | None = None
+        """Called with a node whose repaired log is complete again."""
         self.elections = 0
         self.violation: Violation | None = None
         """The first one. The code under test may have swallowed the exception."""
@@ -104,6 +106,8 @@ class Checker:
         self._known: dict[tuple[int, int], tuple[int, int | None]] = {}
         """(index, term) of every entry that ever was: its check sum and the term before it."""
         self._machines: dict[int, tuple[int, int]] = {}
+        self._ghosts: dict[int, Copy] = {}
+        """What was durable on disks that were repaired since, as long as that may still count."""
 
     def violated(self, invariant: str, text: str) -> Violation:
         """Return the exception to raise."""
@@ -133,6 +137,25 @@ class Checker:
             memberships += [life.membership] if life.membership is not None else []
             self._commit(node_id, life.commit, life.purging.index, latest.state.term, tuple(memberships))
         self._lives.pop(node_id, None)
+
+    def repaired(self, node_id: int, start: Start) -> None:
+        """Its damaged log was cut and repaired: what is gone is not expected of it, and it may have forgotten votes.
+
+        What it has acknowledged before counted then; until :meth:`settled` somebody may still hear of it.
+        """
+        mirror = self.mirrors[node_id]
+        self._ghosts[node_id] = mirror.durable
+        self.mirrors[node_id] = mirror.cut(start)
+        self._votes = {key: candidate for key, candidate in self._votes.items() if key[1] != node_id}
+
+    def settled(self, node_id: int) -> None:
+        """Nobody waits any more for what it said before it was repaired."""
+        self._ghosts.pop(node_id, None)
+
+    def whole(self, node_id: int) -> None:
+        """The leader has found its log complete, and the mark of its repair is gone."""
+        if self.on_whole is not None:
+            self.on_whole(node_id)
 
     # The log stores
 
@@ -358,7 +381,9 @@ class Checker:
             raise self.violated("commit", f"node {node_id} says {commit} is committed, known is {len(committed)}")
 
     def _has(self, node_id: int, index: int, found: Mark) -> bool:
-        mirror = self.mirrors.get(node_id)
+        mirror, ghost = self.mirrors.get(node_id), self._ghosts.get(node_id)
+        if ghost is not None and ghost.covers(index, found):
+            return True
         return mirror is not None and mirror.durable.covers(index, found)
 
     def _elected(self, node_id: int, term: int) -> None:

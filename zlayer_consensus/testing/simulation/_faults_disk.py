@@ -14,7 +14,7 @@ from ._host import Host
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["disk_full", "disks_full", "failure", "rot", "slow", "stall", "wipe"]
+__all__ = ["disk_full", "disks_full", "failure", "lost_tail", "rot", "slow", "stall", "wipe"]
 
 
 def slow(world: World, random: Random) -> None:
@@ -93,6 +93,39 @@ def failure(world: World, random: Random) -> None:
     host.arm((operation,), random.choice((1, 1, random.randint(1, 8))), burn)
 
 
+def lost_tail(world: World, random: Random) -> None:
+    """The end of a voter's log is damaged, what it acknowledged last; and when it is back, the leader dies (J-98)."""
+    host = _lossy(world, random)
+    if host is None or host.when_down is not None or host.process is None:
+        return
+    world.quorums.lose(host.node_id, "damaged")
+
+    def flip(orderly: bool) -> None:
+        logs = [path for path, _ in host.files.files() if path.endswith(".seg")]
+        if not orderly or not logs:
+            world.quorums.found(host.node_id)
+            return
+        path = max(logs)
+        used = len(host.files.read(path, 0, 1 << 30).rstrip(b"\0"))
+        offset = max(0, used - random.choice((1, 500, 2000, 8000)))
+        byte = host.files.read(path, offset, 1)[0]
+        host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
+        world.count("lost tail")
+        world.trace("lost tail", f"node {host.node_id}, {path} at {offset}")
+        host.expects.add("storage_corrupt")
+        host.restart(0.1 * world.span(random))
+        world.later(random.choice((0.1, 1.0)) * world.span(random), strike)
+
+    def strike() -> None:
+        for leader in world.leaders()[:1]:
+            if leader is not host:
+                leader.kill()
+                leader.restart(world.long_span(random))
+
+    host.when_down = flip
+    shut_down(world, host)
+
+
 def _begun(world: World, host: Host) -> bool:
     return host.attic is None and host.node_id in world.quorums.committed().members
 
@@ -109,7 +142,8 @@ def rot(world: World, random: Random) -> None:
         if not orderly or not files:
             world.quorums.found(host.node_id)
             return
-        path, size = random.choice(files)
+        logs = [file for file in files if file[0].endswith(".seg")]
+        path, size = random.choice(logs if logs and random.random() < 0.5 else files)
         # Most bytes are zeros that nobody has written to yet.
         tries = [random.randrange(size) for _ in range(random.choice((1, 50)))]
         offset = next((each for each in tries if host.files.read(path, each, 1) != b"\0"), tries[0])

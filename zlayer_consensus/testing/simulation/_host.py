@@ -15,6 +15,8 @@ from ...storage import FileLogStore, FileStateMachine, IExecutor, InlineExecutor
 from .._simfs import Keep, SimulatedFileSystem
 from ._chain import ChainMachine, ChainTypes
 from ._executor import SimulatedExecutor
+from ._faults_repair import LOG, STATE, repair
+from ._fuse import Fuse
 from ._time import ProcessClock
 from ._watch import WatchedLogStore
 
@@ -31,26 +33,6 @@ _CHANGES = frozenset(("mkdir", "create", "write", "sync", "rename", "remove", "s
 
 OPERATIONS = ("create", "write", "sync", "rename", "remove", "sync_dir", "mkdir", "read", "list")
 """What a file system can be killed in."""
-
-
-class Fuse:
-    """Waits for the n-th of certain file operations, and burns before it is carried out.
-
-    :param operations: which ones count.
-    :param nth: the how manieth.
-    :param burn: called with the operation and the path; it may raise.
-    """
-
-    def __init__(self, operations: tuple[str, ...], nth: int, burn: Callable[[str, str], object]) -> None:
-        self._operations = operations
-        self._left = nth
-        self._burn = burn
-
-    def __call__(self, operation: str, path: str) -> None:
-        if operation in self._operations and self._left:
-            self._left -= 1
-            if not self._left:
-                self._burn(operation, path)
 
 
 class Host:
@@ -236,8 +218,11 @@ class Host:
         if code == "node_removed":
             self.gone = "removed"
         elif code == "storage_corrupt":
-            self.gone = "damaged"
             world.count("bit rot refused")
+            if self.random.random() < 0.7 and repair(self):
+                self.restart(world.span(self.random))
+            else:
+                self.gone = "damaged"
         elif when_down is not None:
             when_down(True)
         else:
@@ -297,7 +282,7 @@ class Process:
     def _log_store(self) -> FileLogStore:
         knobs = self.world.plan.knobs
         return FileLogStore(
-            "/log",
+            LOG,
             self.host.node_id,
             reactor=self.clock,
             executor=self._executor(),
@@ -313,7 +298,7 @@ class Process:
         host, world = self.host, self.world
         knobs = world.plan.knobs
         store = FileStateMachine(
-            "/state",
+            STATE,
             self.machine,
             executor=self._executor(),
             file_system=host.files,

@@ -100,6 +100,17 @@ class Mirror:
         if upto.index <= self.durable.last:
             self.durable.purge(upto)
 
+    def cut(self, start: Start) -> Mirror:
+        """Return what is left after a repair."""
+        other = Mirror()
+        left = self.durable.copy()
+        if not left.base.index <= start.last.index <= left.last:
+            left = Copy(start.last)  # it begins anew, behind a snapshot or with nothing
+        left.change(LogWrite(truncate_after=start.last.index, hard_state=start.hard_state))
+        left.purge(start.purged)
+        other.durable, other.latest = left, left.copy()
+        return other
+
     def opened(self, start: Start) -> str:
         """Compare what a recovery found, and go on from there. Return what is wrong with it, or nothing."""
         wrong = self._compare_state(start.hard_state)

@@ -49,7 +49,11 @@ class WatchedLogStore:
 
     def clear_repair(self) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.clear_repair`."""
-        return self._inner.clear_repair()
+
+        def cleared(_: None) -> None:
+            self._checker.whole(self._node_id)
+
+        return self._inner.clear_repair().addCallback(cleared)
 
     def write(self, write: LogWrite) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.write`."""

@@ -62,6 +62,7 @@ class World:
         self.fuses: dict[int, tuple[int, Callable[[], object]]] = {}
         """What happens to a node before its n-th message from now leaves."""
         self.quorums = Quorums(self)
+        self.checker.on_whole = self._whole
         self.asked: dict[int, tuple[str, Process]] = {}
         """The operations of administrators that have not ended."""
         self.asked_before = 0
@@ -129,6 +130,11 @@ class World:
                 burn()
 
     # What faults and clients use
+
+    def _whole(self, node_id: int) -> None:
+        """A repaired log is complete again."""
+        self.count("repair cleared")
+        self.quorums.found(node_id)
 
     def later(self, delay: float, call: Callable[..., object], *args: Any) -> None:
         """Let something happen later, unless all is calm by then."""
