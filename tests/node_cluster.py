@@ -51,7 +51,8 @@ class NodeCluster:
         self.random = Random(seed)
         self.network = MemoryNetwork(self.clock, self.random, through_codec=True)
         self.network.default.delay = (0.001, 0.003)
-        self.settings = settings
+        # Nothing to be learnt where time is made by hand, and many calls.
+        self.settings = {"loop_probe_interval_ms": 0, **settings}
         self.nodes: dict[int, ConsensusNode] = {}
         self.dead: list[ConsensusNode] = []
         self.logs: dict[int, Any] = {}

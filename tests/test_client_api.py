@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import time
 from base64 import b64decode, b64encode
 from typing import Any
 from urllib.parse import quote
@@ -15,6 +16,7 @@ from twisted.web.server import Site
 from tests.fake_node import MAX_PROPOSAL, FakeNode
 from tests.node_cluster import NodeCluster
 from zlayer_consensus.daemon._api import client_resource
+from zlayer_consensus.daemon._collector import Collections
 from zlayer_consensus.errors import (
     ClusterMismatch,
     DeadlineExceeded,
@@ -30,6 +32,7 @@ from zlayer_consensus.errors import (
     TransferInProgress,
 )
 from zlayer_consensus.kv import MAX_KEY_BYTES, MAX_TXN_OPERATIONS, KeyValueMachine
+from zlayer_consensus.node import LoopMetrics
 from zlayer_consensus.storage import MemStateMachine
 
 JSON = {"Content-Type": "application/json"}
@@ -521,6 +524,20 @@ class StatusTests(ApiTestCase):
         )
         lag = [(each["id"], each["lag"], each["state"], each["last_contact"]) for each in status["replication"]]
         self.assertEqual(lag, [(2, 0, "replicate", 0.25), (3, 1, "probe", None)])
+
+    def test_status_of_the_loop(self) -> None:
+        """The probe's figures in milliseconds, and the collector's of a process that watches it."""
+        self.assertEqual(self.ask("GET", "/v1/status").json["loop"], None)
+        self.assertEqual(self.ask("GET", "/v1/status").json["collector"], None)
+        self.node.loop = LoopMetrics(0.02, 0.1234, 0.05, 3)
+        collections = Collections(time.perf_counter)
+        collections.full, collections.longest_full, collections.longest_young = 7, 0.0456, 0.0008
+        self.http = StubTreq(client_resource(self.node, self.node.machine, collections=collections))
+        status = self.ask("GET", "/v1/status").json
+        self.assertEqual(
+            status["loop"], {"interval_ms": 20.0, "longest_ms": 123.4, "longest_recent_ms": 50.0, "stalls": 3}
+        )
+        self.assertEqual(status["collector"], {"full": 7, "longest_full_ms": 45.6, "longest_young_ms": 0.8})
 
     def test_status_without_leader(self) -> None:
         self.node.leader_id = None

@@ -23,6 +23,7 @@ from twisted.web.test.requesthelper import DummyRequest
 from zlayer_consensus import errors
 from zlayer_consensus.daemon._assembly import Recovering
 from zlayer_consensus.daemon._clock import install_monotonic_clock, monotonic_source
+from zlayer_consensus.daemon._collector import Collections, calm_collector, spare_the_state
 from zlayer_consensus.daemon._config import ConfigFileError
 from zlayer_consensus.daemon._exit import AddressInUse, explain
 from zlayer_consensus.daemon._log import level_filter
@@ -223,22 +224,27 @@ class LogLevelTests(SynchronousTestCase):
 
 class CollectorTests(SynchronousTestCase):
     def test_recovered_state_is_not_looked_at_again(self) -> None:
-        from zlayer_consensus.daemon._collector import calm_collector
-
         thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
         self.addCleanup(gc.set_threshold, *thresholds)
         self.addCleanup(gc.unfreeze)
         self.addCleanup(gc.callbacks.__setitem__, slice(None), callbacks)
+        before = [[number] for number in range(1000)]
+        times = iter([0.0, 0.001, 1.0, 2.0, 3.0, 3.5])
+        collections = Collections(lambda: next(times))
+        calm_collector(collections)
+        self.assertGreaterEqual(gc.get_freeze_count(), len(before))
         state = [[number] for number in range(1000)]
-        times = iter([0.0, 0.001, 1.0, 2.0])
-        calm_collector(lambda: next(times))
+        spare_the_state()
         frozen = gc.get_freeze_count()
-        self.assertGreaterEqual(frozen, len(state))
+        self.assertGreaterEqual(frozen, len(before) + len(state))
         more = [[number] for number in range(1000)]
         gc.collect()
         self.assertLessEqual(gc.get_freeze_count(), frozen, "a short collection freezes nothing")
         gc.collect()
         self.assertGreaterEqual(gc.get_freeze_count(), frozen + len(more), "a long one freezes what survived it")
+        self.assertEqual((collections.full, collections.longest_full, collections.longest_young), (2, 1.0, 0.0))
+        gc.collect(0)
+        self.assertEqual((collections.full, collections.longest_full, collections.longest_young), (2, 1.0, 0.5))
 
 
 class RecoveringTests(SynchronousTestCase):

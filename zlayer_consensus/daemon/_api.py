@@ -13,17 +13,19 @@ from ._api_backup import BackupApi
 from ._api_errors import error_reply
 from ._api_http import ApiError
 from ._api_kv import KeyValueApi
+from ._collector import Collections
 
 __all__ = ["client_resource"]
 
 
-def client_resource(node: Any, machine: Any, clock: Any = None) -> IResource:
+def client_resource(node: Any, machine: Any, clock: Any = None, collections: Collections | None = None) -> IResource:
     """Return what the client listener serves; it is described in the documentation, "HTTP interface".
 
     :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
     :param machine: its application. Unless it is a :class:`~zlayer_consensus.kv.KeyValueMachine`, there is nothing
         under ``/v1/kv`` and ``/v1/txn``.
     :param clock: monotonic time, by default the reactor.
+    :param collections: what is known of the process's garbage collector.
     """
     # Klein imports the reactor, which a program that only imports this package may not have chosen yet.
     from ._api_routes import Routes
@@ -32,7 +34,7 @@ def client_resource(node: Any, machine: Any, clock: Any = None) -> IResource:
         from twisted.internet import reactor as clock
 
     store = KeyValueApi(node, machine) if isinstance(machine, KeyValueMachine) else None
-    routes = Routes(node, AdminApi(node, machine), BackupApi(node, machine, clock), store)
+    routes = Routes(node, AdminApi(node, machine, collections), BackupApi(node, machine, clock), store)
     return _Front(node, store, routes.resource())
 
 

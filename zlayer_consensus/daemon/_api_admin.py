@@ -11,6 +11,7 @@ from twisted.web.iweb import IRequest
 from ..kv import KeyValueMachine
 from ._api_http import ApiError, Options, bad, read_json, reply_json
 from ._api_txn import fields, integer, invalid
+from ._collector import Collections
 from ._config import address_rule
 
 __all__ = ["AdminApi"]
@@ -24,11 +25,13 @@ class AdminApi:
 
     :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
     :param machine: its application; the digest of its content is shown if it has one.
+    :param collections: what is known of the process's garbage collector.
     """
 
-    def __init__(self, node: Any, machine: Any) -> None:
+    def __init__(self, node: Any, machine: Any, collections: Collections | None = None) -> None:
         self._node = node
         self._machine = machine
+        self._collections = collections
 
     # --- looking
 
@@ -87,6 +90,8 @@ class AdminApi:
             "joint": metrics.membership.joint,
             "replication": [_peer(peer, each) for peer, each in sorted(metrics.replication.items())],
             "digest": None if digest is None else {"index": metrics.applied, "value": digest},
+            "loop": _loop(metrics.loop),
+            "collector": _collector(self._collections),
         }
         if isinstance(self._machine, KeyValueMachine):
             value["store"] = {
@@ -256,3 +261,28 @@ def _peer(peer: int, metrics: Any) -> dict[str, Any]:
         "repair": metrics.repair.hex(),
         "last_contact": round(contact, 3) if contact is not None and math.isfinite(contact) else None,
     }
+
+
+def _loop(loop: Any) -> dict[str, float] | None:
+    if loop is None:
+        return None
+    return {
+        "interval_ms": _ms(loop.interval),
+        "longest_ms": _ms(loop.longest),
+        "longest_recent_ms": _ms(loop.longest_recent),
+        "stalls": loop.stalls,
+    }
+
+
+def _collector(collections: Collections | None) -> dict[str, float] | None:
+    if collections is None:
+        return None
+    return {
+        "full": collections.full,
+        "longest_full_ms": _ms(collections.longest_full),
+        "longest_young_ms": _ms(collections.longest_young),
+    }
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 1)

@@ -24,6 +24,7 @@ from ..node import ConsensusNode, InitialMember
 from ..storage import FileLogStore, FileStateMachine
 from ._api_http import MAX_JSON_BYTES
 from ._application import Application
+from ._collector import Collections
 from ._config import NodeConfig
 
 __all__ = ["Recovering", "build_node", "client_root", "initial_members", "make_sites", "peer_root"]
@@ -52,6 +53,8 @@ def build_node(config: NodeConfig, application: Application, reactor: Any) -> Co
         clock=reactor,
         wall_clock=time.time,
         random=random.SystemRandom(),
+        # The reactor's clock goes on while the machine is suspended, which is no delay of the loop.
+        loop_clock=time.perf_counter,
         **keywords,
     )
 
@@ -89,11 +92,11 @@ def peer_root(node: ConsensusNode, reactor: Any) -> IResource:
     return resource
 
 
-def client_root(node: ConsensusNode, application: Application) -> IResource:
+def client_root(node: ConsensusNode, application: Application, collections: Collections) -> IResource:
     """Return what the clients' listener serves: the client interface, and the application's own under ``/app``."""
     from ._api import client_resource
 
-    interface: IResource = client_resource(node, application.machine)
+    interface: IResource = client_resource(node, application.machine, collections=collections)
     if application.resource is None:
         return interface
     return _Root(interface, application.resource(node, application.machine))

@@ -10,31 +10,59 @@ import gc
 import time
 from collections.abc import Callable
 
-__all__ = ["calm_collector"]
+__all__ = ["Collections", "calm_collector", "spare_the_state"]
 
 # Full collections that take longer are not repeated over the same objects.
 _LONG = 0.02
 
 
-def calm_collector(clock: Callable[[], float] = time.perf_counter) -> None:
-    """Set the collector up for a long life with a large state. Call it once, after recovery.
+class Collections:
+    """What the collector has done since :func:`calm_collector`. Times are in seconds.
 
-    What recovery has built is taken out of the collector's sight, and so is later what made a full collection long.
-    Cycles that die after that are not found; reference counts still free everything else. The young generation is
-    made larger, because a batch of entries allocates thousands of objects that live for milliseconds.
+    A collection holds up everything; a full one (of the oldest generation) looks at all that is not frozen.
+
+    :param clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.full = 0
+        """How many were full."""
+        self.longest_full = 0.0
+        self.longest_young = 0.0
+        """The longest of those that were not full."""
+        self._clock = clock
+        self._began = 0.0
+
+    def note(self, phase: str, info: dict[str, int]) -> None:
+        """Take a call of the collector's; see :data:`gc.callbacks`."""
+        if phase == "start":
+            self._began = self._clock()
+            return
+        seconds = self._clock() - self._began
+        if info["generation"] < 2:
+            self.longest_young = max(self.longest_young, seconds)
+            return
+        self.full += 1
+        self.longest_full = max(self.longest_full, seconds)
+        if seconds > _LONG:
+            gc.freeze()
+
+
+def calm_collector(collections: Collections) -> None:
+    """Set the collector up for a long life with a large state. Call it once, before the node starts: it takes a while.
+
+    What is there is taken out of the collector's sight, and so is later what made a full collection long. Cycles that
+    die after that are not found; reference counts still free everything else. The young generation is made larger,
+    because a batch of entries allocates thousands of objects that live for milliseconds.
+
+    :param collections: counts from then on.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 100)
-    began = 0.0
+    gc.callbacks.append(collections.note)
 
-    def watch(phase: str, info: dict[str, int]) -> None:
-        nonlocal began
-        if info["generation"] != 2:
-            return
-        if phase == "start":
-            began = clock()
-        elif clock() - began > _LONG:
-            gc.freeze()
 
-    gc.callbacks.append(watch)
+def spare_the_state() -> None:
+    """Take what recovery has built out of the collector's sight, too. It takes no time."""
+    gc.freeze()

@@ -23,7 +23,7 @@ from twisted.python.failure import Failure
 from ..errors import ConsensusError, StorageFailed
 from ._application import Application
 from ._assembly import build_node, client_root, initial_members, make_sites, peer_root
-from ._collector import calm_collector
+from ._collector import Collections, calm_collector, spare_the_state
 from ._config import NodeConfig
 from ._exit import AddressInUse, ProcessExit, explain, say
 from ._log import observer_for, shows_on_stderr
@@ -128,9 +128,13 @@ class NodeService(Service):
         # Peers may ask from now on: until the node runs, it answers by itself that it does not.
         self._sites["peer"].resource = peer_root(node, self._reactor)
         _log.info("node {id}: recovering from {path}", id=config.node_id, path=config.data_dir)
+        collections = Collections()
+        # Before the node runs: to import all that takes 0.1 s, and heartbeats must not wait for it.
+        client = client_root(node, self._application, collections)
+        calm_collector(collections)
         await node.start()
-        calm_collector()
-        self._sites["client"].resource = client_root(node, self._application)
+        spare_the_state()
+        self._sites["client"].resource = client
         _log.info(
             "node {id}: peers at {peer}, clients at {client}",
             id=config.node_id,

@@ -1,9 +1,19 @@
 """The node: joins the algorithm, the stores and the network on a reactor."""
 
 from ._bootstrap import InitialMember, encode_members
-from ._metrics import Metrics, PeerMetrics
+from ._metrics import LoopMetrics, Metrics, PeerMetrics
 from ._node import ConsensusNode
 from ._proposals import Applied
 from ._wait import Metric, Wait
 
-__all__ = ["Applied", "ConsensusNode", "InitialMember", "Metric", "Metrics", "PeerMetrics", "Wait", "encode_members"]
+__all__ = [
+    "Applied",
+    "ConsensusNode",
+    "InitialMember",
+    "LoopMetrics",
+    "Metric",
+    "Metrics",
+    "PeerMetrics",
+    "Wait",
+    "encode_members",
+]

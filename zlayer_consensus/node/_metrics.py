@@ -10,7 +10,25 @@ from ..raft import NO_LOG, LogId, Membership
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["Metrics", "PeerMetrics", "measure"]
+__all__ = ["LoopMetrics", "Metrics", "PeerMetrics", "measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopMetrics:
+    """How late the event loop came to what was due. Times are in seconds.
+
+    Something that holds up the loop is seen as at most as long as it is, and as at least that less ``interval``.
+
+    :param interval: how often it is looked at.
+    :param longest: the longest delay since the start.
+    :param longest_recent: the longest delay of the last minute.
+    :param stalls: how many delays were longer than 50 ms.
+    """
+
+    interval: float
+    longest: float
+    longest_recent: float
+    stalls: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +77,7 @@ class Metrics:
     :param full: whether this node's disk is full.
     :param free_bytes: space on the disk at the last look, None before the first.
     :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
+    :param loop: the event loop's delays; None if they are not measured.
     """
 
     node_id: int
@@ -87,6 +106,7 @@ class Metrics:
     repair: bytes = b""
     full: bool = False
     free_bytes: int | None = None
+    loop: LoopMetrics | None = None
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -94,7 +114,7 @@ def measure(runtime: Runtime) -> Metrics:
     identity = runtime.identity
     stopped = runtime.state in ("stopping", "stopped")
     if not runtime.has_core:
-        return Metrics(runtime.node_id, stopped=stopped)
+        return Metrics(runtime.node_id, stopped=stopped, loop=runtime.probe.metrics())
     core = runtime.core
     now = runtime.clock.seconds()
     replication = {
@@ -128,4 +148,5 @@ def measure(runtime: Runtime) -> Metrics:
         repair=core.repair,
         full=runtime.space.full,
         free_bytes=runtime.space.free,
+        loop=runtime.probe.metrics(),
     )

@@ -58,6 +58,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
     :param types: the application's types; by default any plain values.
     :param wall_clock: seconds since 1970, for the time in the entries.
     :param random: ``random()`` gives numbers in [0, 1); by default the operating system's.
+    :param loop_clock: monotonic seconds that the delays of the event loop are measured by; by default the clock's.
+        For a clock whose ``seconds`` is the wall clock, give ``time.monotonic``.
     :param name: the service's name.
     """
 
@@ -75,6 +77,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         types: RaftTypes | None = None,
         wall_clock: Callable[[], float] = time.time,
         random: _Random | None = None,
+        loop_clock: Callable[[], float] | None = None,
         name: str | None = None,
     ) -> None:
         if isinstance(node_id, bool) or not 0 < node_id < 1 << 63:
@@ -97,6 +100,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             types=types or declare_raft_types(),
             wall_clock=wall_clock,
             random=(random if random is not None else SystemRandom()).random,
+            loop_clock=clock.seconds if loop_clock is None else loop_clock,
         )
         self._encode = self._runtime.types.encode_request
         self._forward = self._runtime.config.forward_proposals

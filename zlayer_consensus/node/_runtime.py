@@ -29,6 +29,7 @@ from ._metrics import Metrics, measure
 from ._observers import Observers
 from ._once import Once
 from ._peers import Peers
+from ._probe import LoopProbe
 from ._proposals import Proposals
 from ._reads import Reads
 from ._recovery import recover
@@ -62,6 +63,7 @@ class Runtime:
         types: RaftTypes,
         wall_clock: Callable[[], float],
         random: Callable[[], float],
+        loop_clock: Callable[[], float],
     ) -> None:
         self.node_id = node_id
         self.address = address
@@ -101,6 +103,7 @@ class Runtime:
         self.space = Space(self)
         self.observers = Observers(self)
         self.admin = Admin(self)
+        self.probe = LoopProbe(clock, loop_clock, config.loop_probe_interval_ms / 1000)
 
     @property
     def serving(self) -> bool:
@@ -175,6 +178,7 @@ class Runtime:
 
     async def _start(self) -> None:
         self._opened = True
+        self.probe.start()
         start = await recover(self.node_id, self.log_store, self.store)
         self.identity = self.log_store.identity
         if start.snapshot is not None:
@@ -388,6 +392,7 @@ class Runtime:
             closing += [("the log store", self.log_store.close), ("the state machine's store", self.store.close)]
         for what, close in closing:
             await self._finish(what, maybeDeferred(close))
+        self.probe.stop()
         cause = self.cause
         self.state = "stopped"
         self.log.info("node {node} has stopped", node=self.node_id)

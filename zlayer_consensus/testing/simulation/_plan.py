@@ -134,6 +134,8 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         max_sessions=random.choices((1, 2, 10_000), (0.5, 1, 4))[0],
         log_cache_bytes=choice((0, 1000, 8 << 20)),
         low_space_bytes=choice((0, 1000, 30_000)),
+        # Simulated time has no delays to be measured, and the calls would be most of the events.
+        loop_probe_interval_ms=0,
     )
 
 

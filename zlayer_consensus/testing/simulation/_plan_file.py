@@ -14,6 +14,8 @@ from ._plan import Plan
 __all__ = ["PlanFileError", "describe", "dump_plan", "load_plan"]
 
 _FORMAT = 1
+_AS_BEFORE = {"loop_probe_interval_ms": 0}
+"""What a plan means that was written before these existed: not their defaults, which do more than was done then."""
 
 
 class PlanFileError(ValueError):
@@ -48,7 +50,9 @@ def load_plan(text: str) -> Plan:
     drawn = _plain(attrs.asdict(Plan.draw(data["seed"])))
     known = {**drawn, "knobs": {**drawn["knobs"], "config": attrs.asdict(ConsensusConfig())}}
     _check(data, known, "")
-    merged = {**drawn, **data, "knobs": {**drawn["knobs"], **data.get("knobs", {})}}
+    knobs = {**drawn["knobs"], **data.get("knobs", {})}
+    knobs["config"] = {**_AS_BEFORE, **knobs["config"]}
+    merged = {**drawn, **data, "knobs": knobs}
     try:
         return _converter().structure(merged, Plan)
     except Exception as error:
