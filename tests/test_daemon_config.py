@@ -142,6 +142,12 @@ class RefusedTests(SynchronousTestCase):
         row = {"id": 1, "peer": "a:1", "client": "a:2", "weight": 3}
         self.refused("cluster.members[1].weight", "3", "unknown key", cluster__members=[row])
 
+    def test_a_fraction_where_an_integer_belongs(self) -> None:
+        """Also when something in the process has resolved the annotations, which changes the class for good."""
+        attrs.resolve_types(ConsensusConfig)
+        self.refused("raft.heartbeat_interval_ms", "1.5", "must be an integer", raft__heartbeat_interval_ms=1.5)
+        self.assertEqual(parse(BOOTSTRAP, raft__rpc_timeout=7.5).consensus.rpc_timeout, 7.5)
+
     def test_unknown_table(self) -> None:
         self.refused("tsl", "{}", "unknown table", tsl={})
 

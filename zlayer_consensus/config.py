@@ -16,7 +16,8 @@ _WAN_FACTOR = 4
 
 def _number(low: float, high: float) -> Callable[[Any, Any, Any], None]:
     def check(_instance: object, field: Any, value: object) -> None:
-        wanted: type | tuple[type, ...] = int if field.type == "int" else (int, float)
+        # Its name, until somebody resolves the annotations of the class, as cattrs does.
+        wanted: type | tuple[type, ...] = int if field.type in ("int", int) else (int, float)
         if isinstance(value, bool) or not isinstance(value, wanted):
             raise ConfigError(field.name, value, "must be an integer" if wanted is int else "must be a number")
         if not low <= value <= high:  # type: ignore[operator]
