@@ -18,7 +18,7 @@ from zlayer_consensus.errors import (
     TransferFailed,
 )
 from zlayer_consensus.kv import KeyValueMachine
-from zlayer_consensus.node import Applied, LoopMetrics, Metrics, PeerMetrics
+from zlayer_consensus.node import Applied, DigestMetrics, LoopMetrics, Metrics, PeerMetrics
 from zlayer_consensus.raft import AddLearner, ChangeAddress, ChangeVoters, LogId, Member, Membership, RemoveLearner
 from zlayer_consensus.storage import ApplyContext
 
@@ -47,6 +47,7 @@ class FakeNode:
         self.applied = 0
         self.snapshot: LogId | None = None
         self.loop: LoopMetrics | None = None
+        self.digest: DigestMetrics | None = None
         self.sessions: dict[int, dict[int, tuple[bytes, Any]]] = {}
         self.calls: list[tuple[Any, ...]] = []
         self._held: list[tuple[Deferred[Any], Callable[[], Any]]] = []
@@ -118,6 +119,7 @@ class FakeNode:
             recovered=self.recovered,
             stopped=self.stopped_by is not None,
             loop=self.loop,
+            digest=self.digest,
         )
 
     def propose_with_index(

@@ -32,7 +32,7 @@ from zlayer_consensus.errors import (
     TransferInProgress,
 )
 from zlayer_consensus.kv import MAX_KEY_BYTES, MAX_TXN_OPERATIONS, KeyValueMachine
-from zlayer_consensus.node import LoopMetrics
+from zlayer_consensus.node import DigestMetrics, LoopMetrics
 from zlayer_consensus.storage import MemStateMachine
 
 JSON = {"Content-Type": "application/json"}
@@ -525,10 +525,16 @@ class StatusTests(ApiTestCase):
         lag = [(each["id"], each["lag"], each["state"], each["last_contact"]) for each in status["replication"]]
         self.assertEqual(lag, [(2, 0, "replicate", 0.25), (3, 1, "probe", None)])
 
+    def test_status_of_the_comparison(self) -> None:
+        self.node.digest = DigestMetrics("kind", 128, 64, "", 2, (3,))
+        expected = {"kind": "kind", "index": 128, "agreed": 64, "alarm": None, "alarms": 2, "contradicted": [3]}
+        self.assertEqual(self.ask("GET", "/v1/status").json["agreement"], expected)
+
     def test_status_of_the_loop(self) -> None:
         """The probe's figures in milliseconds, and the collector's of a process that watches it."""
         self.assertEqual(self.ask("GET", "/v1/status").json["loop"], None)
         self.assertEqual(self.ask("GET", "/v1/status").json["collector"], None)
+        self.assertEqual(self.ask("GET", "/v1/status").json["agreement"], None)
         self.node.loop = LoopMetrics(0.02, 0.1234, 0.05, 3)
         collections = Collections(time.perf_counter)
         collections.full, collections.longest_full, collections.longest_young = 7, 0.0456, 0.0008

@@ -6,12 +6,14 @@ import dataclasses
 import re
 import unittest
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase, TestCase
+from zope.interface import implementer
 
 from zlayer_consensus.errors import ConversionError
 from zlayer_consensus.raft import NO_LOG, Entry, LogWrite, SnapshotPoint, Start
@@ -23,6 +25,7 @@ from zlayer_consensus.storage import (
     ILogStore,
     InlineExecutor,
     ISnapshotReceiver,
+    IStateDigest,
     IStateMachine,
     IStateMachineStore,
     IStateSink,
@@ -286,6 +289,28 @@ class SuitesFindTests(SynchronousTestCase):
                 return super().apply(command, context), id(self)
 
         self.assertIn("test_replay_is_deterministic", self.machine(Broken))
+
+    def test_machine_whose_digest_is_not_of_the_state(self) -> None:
+        """Of what was applied since the start, of the same state in two ways, or of nothing at all."""
+
+        @implementer(IStateDigest)
+        class Broken(FunctionStateMachine):
+            digest_kind = "broken"
+            count = 0
+
+            def apply(self, command: Any, context: ApplyContext) -> Any:
+                self.count += 1
+                return super().apply(command, context)
+
+            def state_digest(self) -> bytes:
+                return b"%d" % self.count
+
+        self.assertEqual(self.machine(Broken), {"test_digest_is_of_the_state"})
+        for wrong in (lambda self: b"%d" % id(self), lambda self: b"always", lambda self: b"x" * 65):
+            self.patch(Broken, "state_digest", wrong)
+            self.assertEqual(self.machine(Broken), {"test_digest_is_of_the_state"})
+        self.patch(Broken, "state_digest", lambda self: sha256(repr(self.state["log"]).encode()).digest())
+        self.assertEqual(self.machine(Broken), set())
 
     def test_store_that_does_not_complete_at_once(self) -> None:
         """In a case without a reactor the suite says what to do, and does not pass."""

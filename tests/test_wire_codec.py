@@ -34,6 +34,9 @@ from zlayer_consensus.network import (
     MAX_OUTCOME_BYTES,
     MAX_TIMEOUT_MS,
     PROTOCOL_VERSION,
+    DigestAt,
+    DigestReply,
+    DigestRequest,
     Envelope,
     ForwardedOutcome,
     ForwardedProposal,
@@ -89,6 +92,7 @@ REQUESTS: dict[str, Any] = {
     ),
     "operate": OperateRequest(8, 9, 10, "remove_learner", b"arguments", 5000),
     "identify": IdentifyRequest(b"members"),
+    "digest": DigestRequest("store 1", 64, b"d" * 16),
 }
 REPLIES: dict[str, Any] = {
     "vote": VoteReply(5, 3, True, False),
@@ -100,6 +104,7 @@ REPLIES: dict[str, Any] = {
     "propose": ProposeReply((ForwardedOutcome("", b"result", 12), ForwardedOutcome("not_leader", b"attributes", 0))),
     "operate": OperateReply("", b"result"),
     "identify": IdentifyReply(2, b"2" * 16, b"c" * 16, b"m", b"ms", 1),
+    "digest": DigestReply("store 1", (DigestAt(64, b"d" * 16), DigestAt(70, b"e"))),
 }
 
 terms = st.integers(1, MAX_TERM)

@@ -35,6 +35,7 @@ __all__ = [
     "SessionExpired",
     "SessionSequenceReused",
     "SessionSequenceStale",
+    "StateDiverged",
     "StorageCorrupt",
     "StorageError",
     "StorageFailed",
@@ -291,6 +292,25 @@ class ApplyFailed(InvariantBroken):
         self.index = index
         self.term = term
         self.problem = problem
+
+
+class StateDiverged(InvariantBroken):
+    """A majority of the voters had another state after the same entry (J-92): this node's is wrong.
+
+    :param index: of the entry.
+    :param own, agreed: the digests of this node's state and of the majority's after it, in hexadecimal.
+    """
+
+    code = "state_diverged"
+
+    def __init__(self, index: int, own: bytes, agreed: bytes) -> None:
+        super().__init__(
+            f"after entry {index} the state of this node has the digest {own.hex()}, and a majority agrees on "
+            f"{agreed.hex()}"
+        )
+        self.index = index
+        self.own = own.hex()
+        self.agreed = agreed.hex()
 
 
 class BootstrapMismatch(ConsensusError):

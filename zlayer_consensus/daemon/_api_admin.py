@@ -90,6 +90,7 @@ class AdminApi:
             "joint": metrics.membership.joint,
             "replication": [_peer(peer, each) for peer, each in sorted(metrics.replication.items())],
             "digest": None if digest is None else {"index": metrics.applied, "value": digest},
+            "agreement": _agreement(metrics.digest),
             "loop": _loop(metrics.loop),
             "collector": _collector(self._collections),
         }
@@ -260,6 +261,19 @@ def _peer(peer: int, metrics: Any) -> dict[str, Any]:
         "full": metrics.full,
         "repair": metrics.repair.hex(),
         "last_contact": round(contact, 3) if contact is not None and math.isfinite(contact) else None,
+    }
+
+
+def _agreement(digest: Any) -> dict[str, Any] | None:
+    if digest is None:
+        return None
+    return {
+        "kind": digest.kind,
+        "index": digest.index,
+        "agreed": digest.agreed,
+        "alarm": digest.alarm or None,
+        "alarms": digest.alarms,
+        "contradicted": list(digest.contradicted),
     }
 
 

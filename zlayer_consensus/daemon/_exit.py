@@ -23,6 +23,7 @@ from ..errors import (
     InvariantBroken,
     NodeRemoved,
     NodeStopped,
+    StateDiverged,
     StorageCorrupt,
     StorageFailed,
     StorageFull,
@@ -78,6 +79,7 @@ _ADVICE: dict[type[BaseException], str] = {
     StorageCorrupt: "nothing was changed; while a majority of the other nodes is well, zconsensus log repair lets this "
     "one get back what it lost from them, or replace it by a new one under a new id",
     StorageFull: "make room and start the node again",
+    StateDiverged: "keep its data directory and its log, replace it by a new node under a new id, and report it",
     StorageLocked: "only one process may use a data directory",
 }
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import operator
+import struct
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from zope.interface import implementer
 
 from ..errors import DomainError
-from ..storage.interfaces import ApplyContext, IStateMachine, IStateSink
+from ..storage.interfaces import ApplyContext, IStateDigest, IStateMachine, IStateSink
 from ..types import declare_raft_types
 from ._commands import (
     COMPACT,
@@ -38,11 +39,13 @@ from ._store import HISTORY_BYTES, HISTORY_CHANGES, Store
 
 __all__ = ["TYPES", "KeyValueMachine"]
 
+_NUMBERS = struct.Struct("<QQQ")
+
 TYPES = declare_raft_types(request=bytes, response=Any)
 """The types to give to a node that runs :class:`KeyValueMachine`."""
 
 
-@implementer(IStateMachine)
+@implementer(IStateMachine, IStateDigest)
 class KeyValueMachine:
     """A replicated, ordered, versioned map of bytes to bytes.
 
@@ -54,6 +57,9 @@ class KeyValueMachine:
     :param history_changes: changes of which the history is kept, for reads at a past revision.
     :param history_bytes: bytes that this history may take.
     """
+
+    digest_kind = "zlayer kv 1"
+    """See :class:`~zlayer_consensus.storage.IStateDigest`."""
 
     def __init__(self, *, history_changes: int = HISTORY_CHANGES, history_bytes: int = HISTORY_BYTES) -> None:
         self._history = (history_changes, history_bytes)
@@ -80,8 +86,16 @@ class KeyValueMachine:
         return len(self._store)
 
     def digest(self) -> bytes:
-        """Return 16 bytes that are equal on all members which have applied the same commands."""
+        """Return 16 bytes that depend on the keys and their records alone."""
         return self._store.digest()
+
+    def state_digest(self) -> bytes:
+        """Return what tells this state from every other; see :class:`~zlayer_consensus.storage.IStateDigest`.
+
+        Of the history it has the reach alone: each change in it was a record once.
+        """
+        store = self._store
+        return store.digest() + _NUMBERS.pack(store.revision, store.compacted, self._index)
 
     def record(self, key: bytes, revision: int = 0) -> bytes | None:
         """Return a key's record as :meth:`KeyValue.of` reads it, or None; for who is in a hurry.

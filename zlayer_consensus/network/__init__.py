@@ -3,9 +3,15 @@
 from ._client import HttpNetwork
 from ._codec import PROTOCOL_VERSION
 from ._messages import (
+    MAX_DIGEST_BYTES,
+    MAX_DIGEST_KIND,
+    MAX_DIGESTS,
     MAX_FORWARDED,
     MAX_OUTCOME_BYTES,
     MAX_TIMEOUT_MS,
+    DigestAt,
+    DigestReply,
+    DigestRequest,
     ForwardedOutcome,
     ForwardedProposal,
     IdentifyReply,
@@ -23,10 +29,16 @@ from ._site import LimitedSite, SiteLimits, limited_site
 from .interfaces import Envelope, INetwork, IRaftService, RpcReply, RpcRequest
 
 __all__ = [
+    "MAX_DIGESTS",
+    "MAX_DIGEST_BYTES",
+    "MAX_DIGEST_KIND",
     "MAX_FORWARDED",
     "MAX_OUTCOME_BYTES",
     "MAX_TIMEOUT_MS",
     "PROTOCOL_VERSION",
+    "DigestAt",
+    "DigestReply",
+    "DigestRequest",
     "Envelope",
     "ForwardedOutcome",
     "ForwardedProposal",

@@ -1,4 +1,4 @@
-"""RPCs between nodes that are not the algorithm's own: bootstrap and join, snapshots, forwarding."""
+"""RPCs between nodes that are not the algorithm's own: bootstrap and join, snapshots, forwarding, digests."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from typing import NamedTuple
 from ..raft import LogId
 
 __all__ = [
+    "MAX_DIGESTS",
+    "MAX_DIGEST_BYTES",
+    "MAX_DIGEST_KIND",
     "MAX_FORWARDED",
     "MAX_OUTCOME_BYTES",
     "MAX_TIMEOUT_MS",
+    "DigestAt",
+    "DigestReply",
+    "DigestRequest",
     "ForwardedOutcome",
     "ForwardedProposal",
     "IdentifyReply",
@@ -23,6 +29,12 @@ __all__ = [
     "SnapshotChunkReply",
 ]
 
+MAX_DIGEST_KIND = 64
+"""Most characters of the kind of a digest."""
+MAX_DIGEST_BYTES = 64
+"""Most bytes of a digest."""
+MAX_DIGESTS = 256
+"""Most digests in one message."""
 MAX_FORWARDED = 256
 """Most proposals in one message."""
 MAX_OUTCOME_BYTES = 32 << 20
@@ -183,3 +195,42 @@ class IdentifyReply:
     members: bytes
     membership: bytes
     leader_id: int
+
+
+class DigestAt(NamedTuple):
+    """A digest of the state after an entry.
+
+    :param index: the entry's.
+    """
+
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DigestRequest:
+    """What were the digests of your state? And what a majority of the voters agrees on (J-92).
+
+    Both are facts about the one log that the cluster has: they are true for ever, whoever says them, and whenever the
+    message arrives.
+
+    :param kind: the kind of the digest that was agreed on; see :class:`~zlayer_consensus.storage.IStateDigest`.
+    :param index: where, or 0 if nothing is known to be agreed on.
+    :param digest: what was agreed on.
+    """
+
+    kind: str
+    index: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class DigestReply:
+    """The digests that a node remembers of its state.
+
+    :param kind: their kind; empty if there are none.
+    :param digests: at most :data:`MAX_DIGESTS`.
+    """
+
+    kind: str
+    digests: tuple[DigestAt, ...]

@@ -27,9 +27,15 @@ from ..raft import (
     VoteRequest,
 )
 from ._messages import (
+    MAX_DIGEST_BYTES,
+    MAX_DIGEST_KIND,
+    MAX_DIGESTS,
     MAX_FORWARDED,
     MAX_OUTCOME_BYTES,
     MAX_TIMEOUT_MS,
+    DigestAt,
+    DigestReply,
+    DigestRequest,
     ForwardedOutcome,
     ForwardedProposal,
     IdentifyReply,
@@ -123,6 +129,12 @@ def _text(value: Any) -> str:
     raise ValueError
 
 
+def _kind(value: Any) -> str:
+    if len(_text(value)) <= MAX_DIGEST_KIND:
+        return str(value)
+    raise ValueError
+
+
 def _boolean(value: Any) -> bool:
     if type(value) is bool:
         return value
@@ -169,14 +181,16 @@ _PAYLOAD = _sized(f"at most {_MAX_PROPOSAL} bytes", bytes, upto=_MAX_PROPOSAL)
 _RESULT = _sized(f"at most {MAX_OUTCOME_BYTES} bytes", bytes, upto=MAX_OUTCOME_BYTES)
 _KIND = _integer(f"an integer from 0 to {max(EntryKind)}", 0, max(EntryKind))
 _TIMEOUT = _integer(f"an integer from 1 to {MAX_TIMEOUT_MS}", 1, MAX_TIMEOUT_MS)
+_KIND_OF_DIGEST = Field(f"at most {MAX_DIGEST_KIND} printable characters", _kind)
+_DIGEST = _sized(f"at most {MAX_DIGEST_BYTES} bytes", bytes, upto=MAX_DIGEST_BYTES)
 _PACKED = _sized("a byte string of packed entries", bytes, upto=1 << 32)
 
 
-def _rows(what: str, row: Callable[..., Any], **columns: Field) -> Field:
-    """A list of lists, whose values have each the form of their column."""
+def _rows(what: str, row: Callable[..., Any], least: int, most: int, **columns: Field) -> Field:
+    """A list of ``least`` to ``most`` lists, whose values have each the form of their column."""
 
     def read(value: Any) -> Any:
-        if type(value) is not list or not 0 < len(value) <= MAX_FORWARDED:
+        if type(value) is not list or not least <= len(value) <= most:
             raise ValueError
         return tuple(read_row(each) for each in value)
 
@@ -188,8 +202,8 @@ def _rows(what: str, row: Callable[..., Any], **columns: Field) -> Field:
     def write(rows: Any) -> Any:
         return [list(each) for each in rows]
 
-    *most, last = columns
-    form = f"a list of 1 to {MAX_FORWARDED} {what}, each a list of {', '.join(most)} and {last}"
+    *names, last = columns
+    form = f"a list of {least} to {most} {what}, each a list of {', '.join(names)} and {last}"
     return Field(form, read, write)
 
 
@@ -266,6 +280,15 @@ def _outcomes(message: ProposeReply) -> tuple[str, str] | None:
     if sum(len(outcome.payload) for outcome in message.outcomes) > MAX_OUTCOME_BYTES:
         return "outcomes", f"must have at most {MAX_OUTCOME_BYTES} bytes of payload together"
     return None
+
+
+def _agreed(message: DigestRequest) -> tuple[str, str] | None:
+    nothing = not message.index
+    return ("digest", "must come with an index, and only then") if nothing is bool(message.digest) else None
+
+
+def _digests(message: DigestReply) -> tuple[str, str] | None:
+    return ("digests", "must be empty without a kind") if message.digests and not message.kind else None
 
 
 _STATUS = _one_of("continue", "busy", "installed", "restart", "stale", "full")
@@ -362,9 +385,11 @@ _ENDPOINTS = (
             term=_TERM,
             stream=U64,
             number=U64,
-            proposals=_rows("proposals", ForwardedProposal, **PROPOSAL_COLUMNS),
+            proposals=_rows("proposals", ForwardedProposal, 1, MAX_FORWARDED, **PROPOSAL_COLUMNS),
         ),
-        _schema(ProposeReply, _outcomes, outcomes=_rows("outcomes", ForwardedOutcome, **OUTCOME_COLUMNS)),
+        _schema(
+            ProposeReply, _outcomes, outcomes=_rows("outcomes", ForwardedOutcome, 1, MAX_FORWARDED, **OUTCOME_COLUMNS)
+        ),
         # The heads of a full batch need far less than what is added here.
         _MAX_PROPOSAL + MIB,
         MAX_OUTCOME_BYTES + MIB,
@@ -400,6 +425,20 @@ _ENDPOINTS = (
         ),
         _MAX_MEMBERS + _FRAME,
         2 * _MAX_MEMBERS + _FRAME,
+    ),
+    Endpoint(
+        "digest",
+        "control",
+        _schema(DigestRequest, _agreed, kind=_KIND_OF_DIGEST, index=_INDEX, digest=_DIGEST),
+        _schema(
+            DigestReply,
+            _digests,
+            kind=_KIND_OF_DIGEST,
+            digests=_rows("digests", DigestAt, 0, MAX_DIGESTS, index=_INDEX, digest=_DIGEST),
+        ),
+        _FRAME,
+        # Each with the heads of its items.
+        MAX_DIGESTS * (MAX_DIGEST_BYTES + 12) + _FRAME,
     ),
 )
 

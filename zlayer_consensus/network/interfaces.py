@@ -13,6 +13,8 @@ from zope.interface import Attribute, Interface
 
 from ..raft import Reply, Request
 from ._messages import (
+    DigestReply,
+    DigestRequest,
     IdentifyReply,
     IdentifyRequest,
     OperateReply,
@@ -25,8 +27,8 @@ from ._messages import (
 
 __all__ = ["Envelope", "INetwork", "IRaftService", "RpcReply", "RpcRequest"]
 
-RpcRequest = Request | SnapshotChunk | ProposeRequest | OperateRequest | IdentifyRequest
-RpcReply = Reply | SnapshotChunkReply | ProposeReply | OperateReply | IdentifyReply
+RpcRequest = Request | SnapshotChunk | ProposeRequest | OperateRequest | IdentifyRequest | DigestRequest
+RpcReply = Reply | SnapshotChunkReply | ProposeReply | OperateReply | IdentifyReply | DigestReply
 
 
 @dataclass(frozen=True, slots=True)

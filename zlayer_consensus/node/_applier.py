@@ -23,6 +23,7 @@ from ..errors import (
 )
 from ..raft import Entry, EntryKind, LogId, SnapshotPoint
 from ..storage.interfaces import ApplyContext
+from ._digests import DIGEST_EVERY
 from ._failures import error_in
 from ._sessions import SessionLoader, SessionTable
 
@@ -123,7 +124,7 @@ class Applier:
 
     def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:
         """Apply entries until the time is over; return whether there is time left."""
-        proposals, machine = self._rt.proposals, self._machine
+        proposals, machine, digests = self._rt.proposals, self._machine, self._rt.digests
         decode, seconds = self._rt.types.decode_request, self._rt.clock.seconds
         work = 0
         for entry in entries:
@@ -147,6 +148,8 @@ class Applier:
             else:
                 value, failed = self._apply_special(entry, session, sequence, payload)
             self.applied, self._term = index, term
+            if index % DIGEST_EVERY == 0:
+                digests.note(index)
             self.bytes_since_snapshot += len(raw)
             self.bytes_applied += len(raw)
             if proposals.waits:
@@ -323,6 +326,8 @@ class Applier:
         self.time_ms = max(self.time_ms, point.time_ms)
         self.commit = max(self.commit, point.last.index)
         self.count_anew()
+        rt.digests.forget()
+        rt.digests.note(self.applied)
         return point
 
     def count_anew(self) -> None:

@@ -10,7 +10,7 @@ from ..raft import NO_LOG, LogId, Membership
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["LoopMetrics", "Metrics", "PeerMetrics", "measure"]
+__all__ = ["DigestMetrics", "LoopMetrics", "Metrics", "PeerMetrics", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +56,26 @@ class PeerMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class DigestMetrics:
+    """How the state compares with the other members' (J-92).
+
+    :param kind: what the digest is of; see :class:`~zlayer_consensus.storage.IStateDigest`.
+    :param index: the last entry after which a digest was kept for comparison.
+    :param agreed: the last entry after which this node is known to have had the same state as a majority.
+    :param alarm: at the leader: where members differ and no majority agrees; else empty.
+    :param alarms: how often there was such an alarm here; each was logged.
+    :param contradicted: at the leader: the members that a majority contradicted in the last comparison.
+    """
+
+    kind: str
+    index: int
+    agreed: int
+    alarm: str
+    alarms: int
+    contradicted: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """A node at one moment. Positions are indexes, and 0 is before the first entry.
 
@@ -78,6 +98,7 @@ class Metrics:
     :param free_bytes: space on the disk at the last look, None before the first.
     :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
     :param loop: the event loop's delays; None if they are not measured.
+    :param digest: how the state compares; None if the application has no digest.
     """
 
     node_id: int
@@ -107,6 +128,7 @@ class Metrics:
     full: bool = False
     free_bytes: int | None = None
     loop: LoopMetrics | None = None
+    digest: DigestMetrics | None = None
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -149,4 +171,5 @@ def measure(runtime: Runtime) -> Metrics:
         full=runtime.space.full,
         free_bytes=runtime.space.free,
         loop=runtime.probe.metrics(),
+        digest=runtime.digests.metrics(),
     )

@@ -19,6 +19,7 @@ from ..errors import (
     TargetMismatch,
 )
 from ..network import (
+    DigestRequest,
     Envelope,
     IdentifyReply,
     IdentifyRequest,
@@ -213,6 +214,8 @@ class Peers:
         rt = self._rt
         if isinstance(request, SnapshotChunk):
             return rt.receiver.chunk(sender, request)
+        if isinstance(request, DigestRequest):
+            return rt.digests.answer(request)
         if isinstance(request, ProposeRequest):
             return rt.forwarder.propose(sender, request)
         if isinstance(request, OperateRequest):

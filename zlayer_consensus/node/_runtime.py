@@ -21,6 +21,7 @@ from ..types import RaftTypes
 from ._admin import Admin
 from ._applier import Applier
 from ._deadlines import Deadlines
+from ._digests import Digests
 from ._driver import Driver
 from ._durability import Durability
 from ._failures import error_in
@@ -103,6 +104,7 @@ class Runtime:
         self.space = Space(self)
         self.observers = Observers(self)
         self.admin = Admin(self)
+        self.digests = Digests(self)
         self.probe = LoopProbe(clock, loop_clock, config.loop_probe_interval_ms / 1000)
 
     @property
@@ -205,6 +207,7 @@ class Runtime:
         )
         self.driver.begin()
         self.space.look()
+        self.digests.start()
         started, self._started = self._started, []
         for waiter in started:
             if not waiter.called:
@@ -371,6 +374,7 @@ class Runtime:
         if self._removal is not None and self._removal.active():
             self._removal.cancel()
         self.space.stop()
+        self.digests.stop()
         self.builder.stop()
         self.senders.stop()
         self.receiver.stop()

@@ -76,8 +76,8 @@ class NodeViews:
         """Return a new Deferred that fires when the node has stopped: with the cause, or None after an orderly stop.
 
         It never fails. Causes are, among others, a :class:`~zlayer_consensus.errors.StorageError`, an
-        :class:`~zlayer_consensus.errors.ApplyFailed`, another broken invariant, or
-        :class:`~zlayer_consensus.errors.NodeRemoved`.
+        :class:`~zlayer_consensus.errors.ApplyFailed`, a :class:`~zlayer_consensus.errors.StateDiverged`, another broken
+        invariant, or :class:`~zlayer_consensus.errors.NodeRemoved`.
         """
         return self._runtime.when_stopped()
 

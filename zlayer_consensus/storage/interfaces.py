@@ -21,6 +21,7 @@ __all__ = [
     "ISnapshotReader",
     "ISnapshotReceiver",
     "ISnapshotWriter",
+    "IStateDigest",
     "IStateMachine",
     "IStateMachineStore",
     "IStateSink",
@@ -175,6 +176,26 @@ class IStateMachine(Interface):
 
     def restore() -> IStateSink:
         """Begin to replace the state by a snapshot's."""
+
+
+class IStateDigest(Interface):
+    """What an application may provide beside :class:`IStateMachine`, so that replicas that went apart are found (J-92).
+
+    Nodes compare the digests that they had at the same index; one that a majority contradicts stops.
+    """
+
+    digest_kind: str = Attribute(
+        "What the digest is of and how it is made, in 1 to 64 printable characters. Digests of different kinds are not "
+        "compared: a version of the application that gives the same state another digest has another kind."
+    )
+
+    def state_digest() -> bytes:
+        """Return 1 to 64 bytes that are equal wherever the same entries were applied, or a snapshot of that state was
+        restored, and else as good as never.
+
+        Called between two entries, every 64 of them: it should take microseconds, so it is kept up to date by
+        ``apply``, not made here. An exception, or another value, ends the comparison of this node; nothing more.
+        """
 
 
 class ISnapshotWriter(Interface):

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from twisted.trial.unittest import SkipTest
 from zope.interface.verify import verifyObject
 
 from ..errors import DomainError
-from ..storage import ApplyContext, IStateMachine
+from ..storage import ApplyContext, IStateDigest, IStateMachine
 from ._contracts import Base
 
 __all__ = ["StateMachineContract"]
@@ -170,6 +171,24 @@ class StateMachineContract(Base):
             self.assert_refused(machine, garbage)
             self.assertEqual(self.state_of(machine), expected)
 
+    def test_digest_is_of_the_state(self) -> None:
+        """Where there is one: equal for equal states, restored ones too, and another for every other state (J-92)."""
+        machine, replica = self.make_machine(), self.make_machine()
+        if not IStateDigest.providedBy(machine):
+            raise SkipTest("this machine has no digest")
+        self.assertTrue(verifyObject(IStateDigest, machine))
+        states: dict[bytes, Any] = {}
+        for index, command in enumerate(self.commands(), 1):
+            for each in (machine, replica):
+                self.run_commands(each, [command], index)
+            digest, state = _digest(machine), self.state_of(machine)
+            self.assertTrue(1 <= len(digest) <= 64, digest)
+            self.assertEqual(digest, _digest(replica))
+            self.assertEqual(states.setdefault(digest, state), state, "two states have one digest")
+            restored = self.make_machine()
+            self.restore_into(restored, list(machine.snapshot()))
+            self.assertEqual(_digest(restored), digest)
+
     def assert_refused(self, machine: IStateMachine, chunks: Iterable[bytes]) -> None:
         """Check that these pieces cannot be restored; by which error is the machine's choice."""
         try:
@@ -177,3 +196,8 @@ class StateMachineContract(Base):
         except Exception:
             return
         self.fail(f"{chunks!r} was taken for a snapshot")
+
+
+def _digest(machine: Any) -> bytes:
+    digest: bytes = machine.state_digest()
+    return digest

@@ -286,6 +286,8 @@ class Checker:
         if not runtime.has_core or runtime.state != "running":
             return  # a core that is stopped writes and sends nothing of what it still takes in
         core, life, node_id = runtime.core, self._lives[process.host.node_id], process.host.node_id
+        if runtime.digests.alarms:
+            raise self.violated("digests", f"node {node_id} says that the members' states differ, and they do not")
         term, commit, applied, role = core.term, core.commit, runtime.applier.applied, core.role
         if term < life.term or commit < life.commit or applied < life.applied:
             before = (life.term, life.commit, life.applied)

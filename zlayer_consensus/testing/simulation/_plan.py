@@ -59,6 +59,12 @@ class Knobs:
         """Draw how fast a machine's clock goes."""
         return 1.0 + random.uniform(-self.drift, self.drift)
 
+    def watched(self, random: Random) -> Knobs:
+        """Draw whether the nodes watch over themselves. Most do not, and then nothing of a run is another."""
+        often = random.choices((0.0, 0.5, 3.0), (6, 1, 1))[0]
+        interval = often * self.config.election_timeout_min
+        return attrs.evolve(self, config=attrs.evolve(self.config, digest_interval=interval))
+
     @classmethod
     def draw(cls, random: Random) -> Knobs:
         """Draw all settings."""
@@ -155,7 +161,7 @@ class Plan:
         """Draw a run."""
         from ._faults import KINDS
 
-        knobs = Knobs.draw(Random(f"{seed} knobs"))
+        knobs = Knobs.draw(Random(f"{seed} knobs")).watched(Random(f"{seed} watch"))
         random = Random(f"{seed} faults")
         kinds = {name: weight * random.choice((0, 0, 0.3, 1, 3)) for name, weight in KINDS.items()}
         if not any(kinds.values()):

@@ -11,6 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
 from ...errors import ConsensusError
+from ...network import DigestRequest
 from ...raft import Role
 from .._memory_network import MemoryNetwork
 from ._application import Application
@@ -107,6 +108,8 @@ class World:
     def _watch(self, kind: str, source: str, target: str, message: Any) -> None:
         sender, receiver = self.owners[source], self.owners[target]
         self.recorder.message(kind, sender, receiver, message)
+        if kind == "request" and isinstance(message, DigestRequest):
+            self.count("digest verdict" if message.index else "digest request")
         if self.hosts[sender].attic is None and self.hosts[receiver].attic is None:
             self.checker.message(kind, sender, receiver, message)
         elif kind == "reply" and self.hosts[receiver].attic is not None:
