@@ -18,7 +18,7 @@ from zlayer_consensus.errors import (
     TransferFailed,
 )
 from zlayer_consensus.kv import KeyValueMachine
-from zlayer_consensus.node import Applied, DigestMetrics, LoopMetrics, Metrics, PeerMetrics
+from zlayer_consensus.node import Applied, DigestMetrics, LoopMetrics, Metrics, PeerMetrics, ScrubMetrics
 from zlayer_consensus.raft import AddLearner, ChangeAddress, ChangeVoters, LogId, Member, Membership, RemoveLearner
 from zlayer_consensus.storage import ApplyContext
 
@@ -48,6 +48,7 @@ class FakeNode:
         self.snapshot: LogId | None = None
         self.loop: LoopMetrics | None = None
         self.digest: DigestMetrics | None = None
+        self.scrub: ScrubMetrics | None = None
         self.sessions: dict[int, dict[int, tuple[bytes, Any]]] = {}
         self.calls: list[tuple[Any, ...]] = []
         self._held: list[tuple[Deferred[Any], Callable[[], Any]]] = []
@@ -120,6 +121,7 @@ class FakeNode:
             stopped=self.stopped_by is not None,
             loop=self.loop,
             digest=self.digest,
+            scrub=self.scrub,
         )
 
     def propose_with_index(

@@ -222,12 +222,14 @@ class RepairTestCase(SynchronousTestCase):
         return plan
 
     def goes_on(self, disk: SimulatedFileSystem, start: Start) -> None:
-        """The repaired log takes what a leader sends, over several segments, and keeps it."""
+        """The repaired log takes what a leader sends, over several segments, and keeps it; a scrub finds it whole."""
         log, _ = opened(disk)
         term, first = start.last.term + 7, start.last.index + 1
         result(log.write(LogWrite(hard_state=HardState(term, 0, start.last.index))))
         for index in range(first, first + 200, 10):
             append(log, index, index + 9, term)
+        while not result(log.scrub(1 << 16)).done:
+            pass
         result(log.close())
         self.assertEqual(first + 199, opened(disk.crash("none"))[1].last.index)
 

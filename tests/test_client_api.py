@@ -32,7 +32,7 @@ from zlayer_consensus.errors import (
     TransferInProgress,
 )
 from zlayer_consensus.kv import MAX_KEY_BYTES, MAX_TXN_OPERATIONS, KeyValueMachine
-from zlayer_consensus.node import DigestMetrics, LoopMetrics
+from zlayer_consensus.node import DigestMetrics, LoopMetrics, ScrubMetrics
 from zlayer_consensus.storage import MemStateMachine
 
 JSON = {"Content-Type": "application/json"}
@@ -529,6 +529,14 @@ class StatusTests(ApiTestCase):
         self.node.digest = DigestMetrics("kind", 128, 64, "", 2, (3,))
         expected = {"kind": "kind", "index": 128, "agreed": 64, "alarm": None, "alarms": 2, "contradicted": [3]}
         self.assertEqual(self.ask("GET", "/v1/status").json["agreement"], expected)
+
+    def test_status_of_the_scrub(self) -> None:
+        self.assertEqual(self.ask("GET", "/v1/status").json["scrub"], None)
+        self.node.scrub = ScrubMetrics(2, 3000, "", 1_700_000_000_000, ("a is damaged",))
+        expected = {
+            "passes": 2, "bytes": 3000, "path": None, "finished_ms": 1_700_000_000_000, "damaged": ["a is damaged"],
+        }  # fmt: skip
+        self.assertEqual(self.ask("GET", "/v1/status").json["scrub"], expected)
 
     def test_status_of_the_loop(self) -> None:
         """The probe's figures in milliseconds, and the collector's of a process that watches it."""

@@ -80,6 +80,8 @@ class ConsensusConfig:
     :param session_window: replies kept per session, for retries of concurrent commands.
     :param low_space_bytes: the disk counts as full when less is free than this and another snapshot take.
     :param log_cache_bytes: memory for recent entries, their objects included; older ones are read from the store.
+    :param scrub_bytes_per_second: how fast log and snapshots are read again in the background; 0 is not at all.
+    :param scrub_interval: seconds between two passes of that.
     :param digest_interval: seconds between two comparisons of the members' states by the leader; 0 is never.
     :param loop_probe_interval_ms: how often the delay of the event loop is measured; 0 is never.
     """
@@ -114,6 +116,8 @@ class ConsensusConfig:
     session_window: int = attrs.field(default=64, validator=_number(1, 65_536))
     low_space_bytes: int = attrs.field(default=64 << 20, validator=_number(0, 1 << 50))
     log_cache_bytes: int = attrs.field(default=8 << 20, validator=_number(0, _GIB))
+    scrub_bytes_per_second: int = attrs.field(default=4 << 20, validator=_number(0, 1 << 40))
+    scrub_interval: float = attrs.field(default=86_400.0, validator=_number(0.001, 31_536_000))
     digest_interval: float = attrs.field(default=10.0, validator=_number(0, 86_400))
     loop_probe_interval_ms: int = attrs.field(default=20, validator=_number(0, 60_000))
 

@@ -91,6 +91,7 @@ class AdminApi:
             "replication": [_peer(peer, each) for peer, each in sorted(metrics.replication.items())],
             "digest": None if digest is None else {"index": metrics.applied, "value": digest},
             "agreement": _agreement(metrics.digest),
+            "scrub": _scrub(metrics.scrub),
             "loop": _loop(metrics.loop),
             "collector": _collector(self._collections),
         }
@@ -274,6 +275,18 @@ def _agreement(digest: Any) -> dict[str, Any] | None:
         "alarm": digest.alarm or None,
         "alarms": digest.alarms,
         "contradicted": list(digest.contradicted),
+    }
+
+
+def _scrub(scrub: Any) -> dict[str, Any] | None:
+    if scrub is None:
+        return None
+    return {
+        "passes": scrub.passes,
+        "bytes": scrub.bytes,
+        "path": scrub.path or None,
+        "finished_ms": scrub.finished_ms or None,
+        "damaged": list(scrub.damaged),
     }
 
 

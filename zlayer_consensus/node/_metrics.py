@@ -10,7 +10,7 @@ from ..raft import NO_LOG, LogId, Membership
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["DigestMetrics", "LoopMetrics", "Metrics", "PeerMetrics", "measure"]
+__all__ = ["DigestMetrics", "LoopMetrics", "Metrics", "PeerMetrics", "ScrubMetrics", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,25 @@ class DigestMetrics:
 
 
 @dataclass(frozen=True, slots=True)
+class ScrubMetrics:
+    """How far the scrub of log and snapshots is, and what it found.
+
+    :param passes: whole passes since the start.
+    :param bytes: bytes that were read since the start.
+    :param path: the file that was looked at last; empty between two passes.
+    :param finished_ms: when the last whole pass ended, in milliseconds since 1970; 0 before the first.
+    :param damaged: the damage in older snapshots that the last pass found, one line each. Damage elsewhere stops the
+        node.
+    """
+
+    passes: int
+    bytes: int
+    path: str
+    finished_ms: int
+    damaged: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Metrics:
     """A node at one moment. Positions are indexes, and 0 is before the first entry.
 
@@ -99,6 +118,7 @@ class Metrics:
     :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
     :param loop: the event loop's delays; None if they are not measured.
     :param digest: how the state compares; None if the application has no digest.
+    :param scrub: the scrub of log and snapshots; None if it is off.
     """
 
     node_id: int
@@ -129,6 +149,7 @@ class Metrics:
     free_bytes: int | None = None
     loop: LoopMetrics | None = None
     digest: DigestMetrics | None = None
+    scrub: ScrubMetrics | None = None
 
 
 def measure(runtime: Runtime) -> Metrics:
@@ -172,4 +193,5 @@ def measure(runtime: Runtime) -> Metrics:
         free_bytes=runtime.space.free,
         loop=runtime.probe.metrics(),
         digest=runtime.digests.metrics(),
+        scrub=runtime.scrubber.metrics(),
     )

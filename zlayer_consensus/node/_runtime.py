@@ -34,6 +34,7 @@ from ._probe import LoopProbe
 from ._proposals import Proposals
 from ._reads import Reads
 from ._recovery import recover
+from ._scrub import Scrubber
 from ._snapshots import SnapshotBuilder
 from ._space import Space
 from ._transfers import Receiver, Senders
@@ -105,6 +106,7 @@ class Runtime:
         self.observers = Observers(self)
         self.admin = Admin(self)
         self.digests = Digests(self)
+        self.scrubber = Scrubber(self)
         self.probe = LoopProbe(clock, loop_clock, config.loop_probe_interval_ms / 1000)
 
     @property
@@ -208,6 +210,7 @@ class Runtime:
         self.driver.begin()
         self.space.look()
         self.digests.start()
+        self.scrubber.start()
         started, self._started = self._started, []
         for waiter in started:
             if not waiter.called:
@@ -375,6 +378,7 @@ class Runtime:
             self._removal.cancel()
         self.space.stop()
         self.digests.stop()
+        self.scrubber.stop()
         self.builder.stop()
         self.senders.stop()
         self.receiver.stop()

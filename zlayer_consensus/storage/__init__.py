@@ -20,6 +20,7 @@ from .interfaces import (
     IStateMachineStore,
     IStateSink,
     Manifest,
+    ScrubStep,
 )
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "MemLogStore",
     "MemStateMachine",
     "RealFileSystem",
+    "ScrubStep",
     "ThreadExecutor",
     "decode_manifest",
     "encode_manifest",

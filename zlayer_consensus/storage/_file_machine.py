@@ -15,6 +15,7 @@ from ._files import IFileSystem, RealFileSystem
 from ._machine import as_state_machine
 from ._snapshot_files import PartsReader, PartsReceiver, PartsWriter, SnapshotDirectory
 from ._snapshot_format import PART_BYTES
+from ._snapshot_scrub import Piece, SnapshotScrub
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
 from .interfaces import ApplyContext, IStateMachine, IStateMachineStore, Manifest
@@ -103,6 +104,7 @@ class FileStateMachine(SnapshotStore):
             executor = ThreadExecutor(reactor, "snapshots")
         super().__init__(machine, executor, own, keep)
         self._directory = SnapshotDirectory(file_system or RealFileSystem(), os.fspath(directory).rstrip("/") or "/")
+        self._scrubbing = SnapshotScrub(self._directory)
         self._part_bytes = part_bytes
 
     def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
@@ -119,6 +121,9 @@ class FileStateMachine(SnapshotStore):
 
     def _remove(self, position: LogId) -> None:
         self._directory.remove(position)
+
+    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
+        return self._scrubbing.step(position, known, max_bytes)
 
     def _release(self) -> None:
         self._directory.release()

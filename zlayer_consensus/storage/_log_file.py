@@ -18,7 +18,7 @@ from ._executor import IExecutor, ThreadExecutor
 from ._files import IFileSystem, RealFileSystem
 from ._log_writer import LogWriter
 from ._record import SECTOR, Purge
-from .interfaces import Identity, ILogStore
+from .interfaces import Identity, ILogStore, ScrubStep
 
 __all__ = ["FileLogStore"]
 
@@ -188,6 +188,13 @@ class FileLogStore:
         if refusal is not None:
             return fail(refusal)
         return self._run(self._writer.space, keep)
+
+    def scrub(self, max_bytes: int) -> Deferred[ScrubStep]:
+        """See :meth:`ILogStore.scrub`: header, records and seal of each segment that is sealed."""
+        refusal = self._refusal("scrub")
+        if refusal is not None:
+            return fail(refusal)
+        return self._run(self._writer.scrub, max_bytes)
 
     def close(self) -> Deferred[None]:
         """See :meth:`ILogStore.close`."""

@@ -13,12 +13,13 @@ from ._drafts import RecordDraft, drafts
 from ._files import IFile, IFileLock, IFileSystem
 from ._identity import IDENTITY_NAME, read_identity, write_identity
 from ._log_index import LogIndex, Summary
+from ._log_scrub import LogScrub
 from ._record import BATCH, MARK, PAGE, SECTOR, Purge, encode_record, mark_position, record_size, stored_length
 from ._recovery import Layout, beginnings, encode_seal_record, recover
 from ._scan import read_entries
 from ._segment import SEGMENT_HEADER, SegmentHeader, seal_bound
 from ._segment_files import SegmentFiles
-from .interfaces import Identity
+from .interfaces import Identity, ScrubStep
 
 __all__ = ["LogWriter"]
 
@@ -72,6 +73,7 @@ class LogWriter:
         self._file_system = file_system
         self._layout = Layout(directory)
         self._files = SegmentFiles(file_system, self._layout.wal, self._layout.reserve, segment_bytes, reserve_bytes)
+        self._scrub = LogScrub(file_system)
         self._node_id = node_id
         self._random_bytes = random_bytes
         self._segment_bytes = segment_bytes
@@ -318,6 +320,10 @@ class LogWriter:
         if not first <= end or last < first:
             raise ValueError(f"entries {first} to {last} are not in the log, which ends with {end}")
         return read_entries(self._file_system, self._index, first, min(last, end), max_bytes)
+
+    def scrub(self, max_bytes: int) -> ScrubStep:
+        """Verify the next piece of the sealed segments; see ``ILogStore.scrub``."""
+        return self._scrub.step(self._index.segments, max_bytes)
 
     def drop_purged(self) -> None:
         """Remove the files of segments whose entries are all purged, oldest first (S-26)."""

@@ -15,7 +15,7 @@ from ._drafts import drafts
 from ._log_index import LogIndex, Summary
 from ._record import Purge, Reset, Truncate
 from ._segment import Segment, SegmentHeader
-from .interfaces import Identity, ILogStore
+from .interfaces import Identity, ILogStore, ScrubStep
 
 __all__ = ["MemLogStore"]
 
@@ -139,6 +139,11 @@ class MemLogStore:
         """See :meth:`ILogStore.space`: memory has no end here."""
         refusal = self._refusal("space")
         return fail(refusal) if refusal is not None else succeed(1 << 60)
+
+    def scrub(self, max_bytes: int) -> Deferred[ScrubStep]:
+        """See :meth:`ILogStore.scrub`; there is nothing that could rot."""
+        refusal = self._refusal("scrub")
+        return fail(refusal) if refusal is not None else succeed(ScrubStep(done=True))
 
     def close(self) -> Deferred[None]:
         """See :meth:`ILogStore.close`."""

@@ -14,6 +14,7 @@ from ..raft import LogId, SnapshotPoint
 from ._executor import InlineExecutor
 from ._machine import FunctionStateMachine, as_state_machine
 from ._snapshot_format import PART_BYTES, FrameReader
+from ._snapshot_scrub import Piece
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
 from .interfaces import ApplyContext, IStateMachine, IStateMachineStore, Manifest
@@ -85,6 +86,9 @@ class MemStateMachine(SnapshotStore):
 
     def _remove(self, position: LogId) -> None:
         del self._snapshots[position]
+
+    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
+        return Piece(last=True)  # there is nothing that could rot
 
     def _release(self) -> None:
         """Nothing is held but memory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from ..errors import StorageCorrupt
@@ -25,7 +25,7 @@ from ._record import (
 )
 from ._segment import SEGMENT_HEADER, Segment
 
-__all__ = ["Tail", "Window", "read_entries", "replay", "walk_entries"]
+__all__ = ["Tail", "Window", "read_entries", "replay", "replay_steps", "walk_entries"]
 
 _WINDOW = 1 << 20
 _READ_WINDOW = 256 << 10
@@ -88,8 +88,22 @@ def replay(file_system: IFileSystem, segment: Segment, index: LogIndex) -> Tail:
 
     :raises StorageCorrupt: if the segment is damaged.
     """
+    steps = replay_steps(file_system, segment, index, _WINDOW)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            tail: Tail = end.value
+            return tail
+
+
+def replay_steps(file_system: IFileSystem, segment: Segment, index: LogIndex, piece: int) -> Generator[int, None, Tail]:
+    """Do what :func:`replay` does record by record; yield the size of each.
+
+    :param piece: bytes that are read at a time.
+    """
     size = segment.header.size
-    window = Window(file_system, segment.path, size, _WINDOW)
+    window = Window(file_system, segment.path, size, piece)
     last_record: tuple[int, int] | None = None
     closed = True
     while segment.end < size:
@@ -112,6 +126,7 @@ def replay(file_system: IFileSystem, segment: Segment, index: LogIndex) -> Tail:
             segment.sealed = True
             break
         segment.end, segment.chain = at + header.size, header.chain
+        yield header.size
     return Tail(last_record, closed, 0)
 
 

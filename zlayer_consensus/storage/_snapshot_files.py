@@ -11,6 +11,7 @@ import hashlib
 import itertools
 import posixpath
 import re
+from collections.abc import Iterator
 
 from ..errors import StorageCorrupt
 from ..raft import MAX_INDEX, MAX_TERM, LogId, SnapshotPoint
@@ -18,7 +19,7 @@ from ._files import IFile, IFileLock, IFileSystem
 from ._snapshot_format import FrameReader, ManifestDamage, seal_manifest, unseal_manifest
 from .interfaces import Manifest
 
-__all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part"]
+__all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part", "verify_steps"]
 
 _MANIFEST = "manifest"
 _LOCK = "LOCK"
@@ -176,17 +177,24 @@ def _check_size(files: IFileSystem, path: str, size: int) -> None:
 
 
 def verify_part(files: IFileSystem, path: str, size: int, digest: bytes) -> None:
-    """Read a whole part, in pieces, and compare it with its manifest.
+    """Read a whole part and compare it with its manifest.
 
     :raises StorageCorrupt: if it is not what the manifest says.
     """
+    for _ in verify_steps(files, path, size, digest, _BLOCK):
+        pass
+
+
+def verify_steps(files: IFileSystem, path: str, size: int, digest: bytes, piece: int) -> Iterator[int]:
+    """Do what :func:`verify_part` does in pieces of so many bytes; yield the size of each."""
     _check_size(files, path, size)
     sha, frames = hashlib.sha256(), FrameReader(size)
     try:
-        for offset in range(0, size, _BLOCK):
-            block = files.read(path, offset, min(_BLOCK, size - offset))
+        for offset in range(0, size, piece):
+            block = files.read(path, offset, min(piece, size - offset))
             sha.update(block)
             frames.feed(block)
+            yield len(block)
         frames.finish()
     except ValueError as error:
         raise StorageCorrupt(path, frames.offset, str(error)) from error

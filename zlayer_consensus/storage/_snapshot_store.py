@@ -9,12 +9,20 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from ..errors import ConfigError, StorageError
+from ..errors import ConfigError, StorageCorrupt, StorageError
 from ..raft import LogId, SnapshotPoint
 from ._executor import IExecutor
 from ._snapshot_format import check_point
+from ._snapshot_scrub import Piece
 from ._snapshot_streams import Reader, ReaderParts, Receiver, ReceiverParts, Writer, WriterParts, uncancelled
-from .interfaces import ISnapshotReader, ISnapshotReceiver, ISnapshotWriter, IStateMachine, Manifest
+from .interfaces import (
+    ISnapshotReader,
+    ISnapshotReceiver,
+    ISnapshotWriter,
+    IStateMachine,
+    Manifest,
+    ScrubStep,
+)
 
 __all__ = ["SnapshotStore"]
 
@@ -43,6 +51,8 @@ class SnapshotStore:
         self._readers: Counter[LogId] = Counter()
         self._writer: Writer | None = None
         self._receiver: Receiver | None = None
+        self._to_scrub: list[LogId] = []
+        """The snapshots that the scrub under way has still to look at, oldest first."""
 
     # Where bytes are kept. All but `_..._parts` block.
 
@@ -60,6 +70,10 @@ class SnapshotStore:
         raise NotImplementedError
 
     def _remove(self, position: LogId) -> None:
+        raise NotImplementedError
+
+    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
+        """Verify the next piece of a snapshot, whose manifest is perhaps known."""
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -143,6 +157,39 @@ class SnapshotStore:
         receiver = Receiver(self._executor, self._receiver_parts(manifest), manifest, self._publish, ended)
         self._receiver = receiver
         return receiver
+
+    def scrub(self, max_bytes: int) -> Deferred[ScrubStep]:
+        """See :meth:`IStateMachineStore.scrub`."""
+        return uncancelled(self._scrub(max_bytes))
+
+    async def _scrub(self, max_bytes: int) -> ScrubStep:
+        self._check_open()
+        if not self._to_scrub:
+            self._to_scrub = list(self._positions)
+        # What was removed meanwhile is not missed.
+        self._to_scrub = [position for position in self._to_scrub if position in self._positions]
+        if not self._to_scrub:
+            return ScrubStep(done=True)
+        piece, damage = await self._scrub_one(self._to_scrub[0], max_bytes)
+        if piece.last:
+            del self._to_scrub[0]
+        return ScrubStep(piece.size, piece.path, done=not self._to_scrub, damage=damage)
+
+    async def _scrub_one(self, position: LogId, max_bytes: int) -> tuple[Piece, StorageCorrupt | None]:
+        newest = self._newest
+        known = newest if newest is not None and newest.point.last == position else None
+        try:
+            piece = await self._executor.run(self._scrub_piece, position, known, max_bytes)
+        except StorageCorrupt as damage:
+            if self._is_newest(position):
+                raise
+            return Piece(path=damage.path, last=True), damage
+        if piece.missing and self._is_newest(position):
+            raise StorageCorrupt(piece.path, 0, f"the newest snapshot, of {position}, is missing")
+        return piece, None
+
+    def _is_newest(self, position: LogId) -> bool:
+        return self._newest is not None and self._newest.point.last == position
 
     def close(self) -> Deferred[None]:
         """See :meth:`IStateMachineStore.close`. What was not published is removed."""

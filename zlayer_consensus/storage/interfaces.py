@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
+from ..errors import StorageCorrupt
 from ..raft import Entry, LogId, LogWrite, SnapshotPoint, Start
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "IStateSink",
     "Identity",
     "Manifest",
+    "ScrubStep",
 ]
 
 
@@ -69,6 +71,22 @@ class Manifest:
     def size(self) -> int:
         """Bytes of all parts."""
         return sum(size for size, _ in self.parts)
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubStep:
+    """What one step of a scrub has looked at.
+
+    :param size: bytes that were read.
+    :param path: the file; empty if there was nothing to look at.
+    :param done: whether this was the last step of the pass; the next one begins another.
+    :param damage: what is damaged, if nothing depends on it.
+    """
+
+    size: int = 0
+    path: str = ""
+    done: bool = False
+    damage: StorageCorrupt | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +159,15 @@ class ILogStore(Interface):
         """Allow entries up to ``upto`` to be removed. Space comes back later; reading them fails from now on.
 
         The position becomes durable at the latest with the removal of the first file.
+        """
+
+    def scrub(max_bytes: int) -> Deferred[ScrubStep]:
+        """Verify the next piece of what lies on the disk and will not be written to any more, and say where that was.
+
+        A pass goes from the oldest to the newest; what is purged meanwhile is left out. A step takes its turn among the
+        writes, and reads about ``max_bytes``, or one record if that is larger. One step at a time.
+
+        :raises StorageCorrupt: if it is damaged; the error names file, offset and entries.
         """
 
     def close() -> Deferred[None]:
@@ -298,6 +325,17 @@ class IStateMachineStore(Interface):
         One under way with another manifest is given up (H-64), and its receiver refuses further writes.
 
         :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
+        """
+
+    def scrub(max_bytes: int) -> Deferred[ScrubStep]:
+        """Verify the next piece of the published snapshots, and say where that was.
+
+        A pass goes from the oldest to the newest; one that is removed meanwhile is left out. A step reads about
+        ``max_bytes``. One step at a time. Damage in a snapshot that is not the newest stands in the step, and the pass
+        goes on with the next snapshot: nothing but an operator's hand would ever fall back to it. If several snapshots
+        share what is damaged, each is reported.
+
+        :raises StorageCorrupt: if the newest snapshot is damaged; the error names file and offset.
         """
 
     def close() -> Deferred[None]:

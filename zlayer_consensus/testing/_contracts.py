@@ -25,6 +25,8 @@ __all__ = ["LogStoreContract", "contract_test"]
 
 _C = TypeVar("_C", bound=Base)
 
+_MANY = 1000
+"""More steps than a pass over any log here has; a broken store must not hang the suite."""
 ROOMY = 1 << 30
 """More bytes than any test here writes."""
 
@@ -434,6 +436,29 @@ class LogStoreContract(Base):
         store = await self.holding(entries(1, 1, 1, time_ms=1_000_000), entries(3, 1, time_ms=2_000_000))
         _, start = await self.reopened(store)
         self.assertGreaterEqual(start.last_time_ms, 2_000_000)
+
+    # Scrubbing
+
+    async def scrub(self, store: ILogStore) -> None:
+        """Scrub a log that is whole to the end of a pass."""
+        for _ in range(_MANY):
+            step = await store.scrub(1000)
+            self.assertIsNone(step.damage)
+            if step.done:
+                return
+        self.fail("the pass has no end")
+
+    @contract_test
+    async def test_scrub(self) -> None:
+        """A pass over a log that is whole finds nothing, and ends, whatever is written and purged in between."""
+        store = await self.holding(entries(1, *[1] * 20))
+        await self.scrub(store)
+        await store.scrub(1000)
+        more = entries(21, *[1] * 20)
+        await store.write(LogWrite(entries=more))
+        await store.purge(LogId(1, 30))
+        await self.scrub(store)
+        await self.assert_log(store, more[10:])
 
     # Crashes
 

@@ -244,6 +244,29 @@ class StateMachineStoreContract(Base):
         reader.close()
         await self.assert_newest(store, point(9), [b"newer"])
 
+    async def scrub(self, store: IStateMachineStore) -> None:
+        """Scrub snapshots that are whole to the end of a pass."""
+        for _ in range(_MANY):
+            step = await store.scrub(100_003)
+            self.assertIsNone(step.damage)
+            if step.done:
+                return
+        self.fail("the pass has no end")
+
+    @contract_test
+    async def test_scrub(self) -> None:
+        """A pass over snapshots that are whole finds nothing, and ends, whichever come and go in between."""
+        store = await self.opened()
+        await self.scrub(store)
+        for index in (5, 6):
+            await save(store, point(index))
+        await self.scrub(store)
+        await store.scrub(1000)
+        for index in (7, 8, 9):
+            await save(store, point(index), [b"newer"])
+        await self.scrub(store)
+        await self.assert_newest(store, point(9), [b"newer"])
+
     @contract_test
     async def test_closed_store(self) -> None:
         """Closing twice is allowed; a closed store begins nothing."""

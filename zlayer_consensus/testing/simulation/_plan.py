@@ -62,8 +62,15 @@ class Knobs:
     def watched(self, random: Random) -> Knobs:
         """Draw whether the nodes watch over themselves. Most do not, and then nothing of a run is another."""
         often = random.choices((0.0, 0.5, 3.0), (6, 1, 1))[0]
-        interval = often * self.config.election_timeout_min
-        return attrs.evolve(self, config=attrs.evolve(self.config, digest_interval=interval))
+        unit = self.config.election_timeout_min
+        rate = random.choices((0, 10_000, 10_000_000), (6, 1, 1))[0]
+        config = attrs.evolve(
+            self.config,
+            digest_interval=often * unit,
+            scrub_bytes_per_second=rate,
+            scrub_interval=max(0.001, unit * random.choice((0.1, 3.0))),
+        )
+        return attrs.evolve(self, config=config)
 
     @classmethod
     def draw(cls, random: Random) -> Knobs:
@@ -142,6 +149,9 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         low_space_bytes=choice((0, 1000, 30_000)),
         # Simulated time has no delays to be measured, and the calls would be most of the events.
         loop_probe_interval_ms=0,
+        # Both are drawn in `watched`.
+        digest_interval=0.0,
+        scrub_bytes_per_second=0,
     )
 
 

@@ -14,7 +14,7 @@ from ._plan import Plan
 __all__ = ["PlanFileError", "describe", "dump_plan", "load_plan"]
 
 _FORMAT = 1
-_AS_BEFORE = {"digest_interval": 0.0, "loop_probe_interval_ms": 0}
+_AS_BEFORE = {"digest_interval": 0.0, "loop_probe_interval_ms": 0, "scrub_bytes_per_second": 0}
 """What a plan means that was written before these existed: not their defaults, which do more than was done then."""
 
 

@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 from zope.interface import implementer
 
 from ...raft import Entry, LogId, LogWrite, Start
-from ...storage import FileLogStore, Identity, ILogStore
+from ...storage import FileLogStore, Identity, ILogStore, ScrubStep
 
 if TYPE_CHECKING:
     from ._checker import Checker
@@ -87,6 +87,10 @@ class WatchedLogStore:
     def space(self, keep: int) -> Deferred[int]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.space`."""
         return self._inner.space(keep)
+
+    def scrub(self, max_bytes: int) -> Deferred[ScrubStep]:
+        """See :meth:`~zlayer_consensus.storage.ILogStore.scrub`."""
+        return self._inner.scrub(max_bytes)
 
     def close(self) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.ILogStore.close`."""

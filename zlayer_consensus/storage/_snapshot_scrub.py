@@ -1,0 +1,73 @@
+"""Reading published snapshots again, piece by piece: the half that blocks."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from ..errors import StorageCorrupt, StorageError
+from ..raft import LogId
+from ._snapshot_files import SnapshotDirectory, verify_steps
+from .interfaces import Manifest
+
+__all__ = ["Piece", "SnapshotScrub"]
+
+
+class Piece(NamedTuple):
+    """What one step has looked at.
+
+    :param size: bytes that were read.
+    :param path: the file.
+    :param last: whether it was the snapshot's last.
+    :param missing: whether the snapshot is not there any more.
+    """
+
+    size: int = 0
+    path: str = ""
+    last: bool = False
+    missing: bool = False
+
+
+class SnapshotScrub:
+    """Verifies one snapshot after the other. Runs where snapshots are removed, so that none goes away within a step."""
+
+    def __init__(self, directory: SnapshotDirectory) -> None:
+        self._directory = directory
+        self._position: LogId | None = None
+        self._steps: Iterator[tuple[str, int]] = iter(())
+
+    def step(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
+        """Verify the next piece of a snapshot.
+
+        :param known: what its manifest was, if that is known.
+        :raises StorageCorrupt: if it is damaged.
+        """
+        if position != self._position:
+            self._position, self._steps = position, self._verified(position, known, max_bytes)
+        size, path = 0, ""
+        try:
+            while size < max_bytes:
+                path, read = next(self._steps)
+                size += read
+        except StopIteration:
+            self._position = None
+            return Piece(size, path, last=True)
+        except StorageError:
+            self._position = None
+            if self._directory.files.exists(self._directory.path_of(position)):
+                raise
+            return Piece(size, self._directory.path_of(position), last=True, missing=True)
+        return Piece(size, path)
+
+    def _verified(self, position: LogId, known: Manifest | None, piece: int) -> Iterator[tuple[str, int]]:
+        directory = self._directory
+        path = directory.path_of(position)
+        manifest = directory.load(position)
+        if known is not None and manifest != known:
+            raise StorageCorrupt(posixpath.join(path, "manifest"), 0, "it is another manifest than it was")
+        yield posixpath.join(path, "manifest"), 0
+        for part, (size, digest) in enumerate(manifest.parts):
+            part_path = posixpath.join(path, str(part))
+            for read in verify_steps(directory.files, part_path, size, digest, piece):
+                yield part_path, read
