@@ -282,6 +282,10 @@ class Receiver:
             rt.space.look()
             await receiver.abort()
             return
+        except ValueError as error:
+            rt.log.error("A leader's snapshot has to be sent again: {error}", error=error)
+            await receiver.abort()
+            return
         point = manifest.point
         rt.applier.halt()  # from here on the log that it reads may go
         if not rt.core.needs_install(point):

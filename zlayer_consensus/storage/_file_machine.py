@@ -15,6 +15,7 @@ from ._files import IFileSystem, RealFileSystem
 from ._machine import as_state_machine
 from ._snapshot_files import PartsReader, PartsReceiver, PartsWriter, SnapshotDirectory
 from ._snapshot_format import PART_BYTES
+from ._snapshot_received import Received
 from ._snapshot_scrub import Piece, SnapshotScrub
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
@@ -107,7 +108,7 @@ class FileStateMachine(SnapshotStore):
         self._scrubbing = SnapshotScrub(self._directory)
         self._part_bytes = part_bytes
 
-    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
+    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
         return self._directory.open(self._keep)
 
     def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
@@ -116,8 +117,11 @@ class FileStateMachine(SnapshotStore):
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
         return PartsReader(self._directory.files, self._directory.path_of(manifest.point.last), manifest)
 
-    def _receiver_parts(self, manifest: Manifest) -> ReceiverParts:
-        return PartsReceiver(self._directory, manifest)
+    def _receiver_parts(self, manifest: Manifest, received: Received | None) -> ReceiverParts:
+        return PartsReceiver(self._directory, manifest, received)
+
+    def _forget_received(self, received: Received) -> None:
+        self._directory.discard(received.path)
 
     def _remove(self, position: LogId) -> None:
         self._directory.remove(position)

@@ -14,6 +14,7 @@ from ..raft import LogId, SnapshotPoint
 from ._executor import InlineExecutor
 from ._machine import FunctionStateMachine, as_state_machine
 from ._snapshot_format import PART_BYTES, FrameReader
+from ._snapshot_received import Received
 from ._snapshot_scrub import Piece
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
@@ -71,9 +72,9 @@ class MemStateMachine(SnapshotStore):
         other._snapshots = self._snapshots
         return other
 
-    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
+    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
         positions = tuple(sorted(self._snapshots, key=lambda position: position.index))
-        return (self._snapshots[positions[-1]].manifest if positions else None), positions
+        return (self._snapshots[positions[-1]].manifest if positions else None), positions, None
 
     def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
         return _Writer(self._snapshots)
@@ -81,8 +82,11 @@ class MemStateMachine(SnapshotStore):
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
         return _Reader(self._snapshots[manifest.point.last])
 
-    def _receiver_parts(self, manifest: Manifest) -> ReceiverParts:
+    def _receiver_parts(self, manifest: Manifest, received: Received | None) -> ReceiverParts:
         return _Receiver(self._snapshots, manifest)
+
+    def _forget_received(self, received: Received) -> None:
+        """There never is any."""
 
     def _remove(self, position: LogId) -> None:
         del self._snapshots[position]
@@ -149,6 +153,8 @@ class _Reader:
 
 
 class _Receiver:
+    parts = 0
+
     def __init__(self, snapshots: dict[LogId, _Snapshot], manifest: Manifest) -> None:
         self._snapshots = snapshots
         self._manifest = manifest
@@ -173,6 +179,9 @@ class _Receiver:
 
     def publish(self, manifest: Manifest) -> Manifest:
         return _publish(self._snapshots, manifest, self._parts)
+
+    def suspend(self) -> None:
+        self.discard()
 
     def discard(self) -> None:
         self._parts, self._data = [], bytearray()

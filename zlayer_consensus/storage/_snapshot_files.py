@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from ..errors import StorageCorrupt
 from ..raft import MAX_INDEX, MAX_TERM, LogId, SnapshotPoint
 from ._files import IFile, IFileLock, IFileSystem
-from ._snapshot_format import FrameReader, ManifestDamage, seal_manifest, unseal_manifest
+from ._snapshot_format import MAX_MANIFEST_FILE, FrameReader, ManifestDamage, seal_manifest, unseal_manifest
+from ._snapshot_received import ANNOUNCED, UNDER_WAY, Received, announce, find_received, tidy
 from .interfaces import Manifest
 
 __all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part", "verify_steps"]
@@ -26,7 +27,6 @@ _LOCK = "LOCK"
 _TMP = ".tmp"
 _NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
 _BLOCK = 1 << 20
-_MAX_MANIFEST = 16 << 20
 
 
 class SnapshotDirectory:
@@ -42,10 +42,12 @@ class SnapshotDirectory:
         self._lock: IFileLock | None = None
         self._numbers = itertools.count()
 
-    def open(self, keep: int) -> tuple[Manifest | None, tuple[LogId, ...]]:
-        """Lock it, remove leftovers, and snapshots beyond ``keep``; return the newest, and every position in order.
+    def open(self, keep: int) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
+        """Lock it, remove leftovers, and snapshots beyond ``keep``.
 
         What it reports is durable: a name that a rename gave shortly before a crash is synced first (S-15).
+
+        :return: the newest, every position in order, and what there is of a transfer that can go on.
 
         :raises StorageCorrupt: if the newest snapshot is damaged; nothing was changed (J-89, J-90).
         """
@@ -60,16 +62,22 @@ class SnapshotDirectory:
             names = files.list(self.root)
             positions = self.positions(names)
             newest = self.load(positions[-1]) if positions else None
-            for name in names:
-                if name.endswith(_TMP):
-                    self._remove_tree(posixpath.join(self.root, name))
+            unfinished = [posixpath.join(self.root, name) for name in names if name.endswith(_TMP)]
+            received = find_received(files, unfinished, positions[-1].index if positions else 0)
+            for path in unfinished:
+                if received is None or path != received.path:
+                    self._remove_tree(path)
+            if received is not None:
+                tidy(files, received)
+                # So that no unfinished snapshot of this life gets its name.
+                self._numbers = itertools.count(_number(received.path) + 1)
             files.sync_dir(self.root)
             for position in positions[:-keep]:
                 self.remove(position)
         except BaseException:
             self.release()
             raise
-        return newest, tuple(positions[-keep:])
+        return newest, tuple(positions[-keep:]), received
 
     def release(self) -> None:
         """Give the lock back."""
@@ -112,7 +120,7 @@ class SnapshotDirectory:
         if not self.files.exists(path):
             raise StorageCorrupt(path, 0, "the manifest is missing")
         try:
-            manifest = unseal_manifest(self.files.read(path, 0, _MAX_MANIFEST))
+            manifest = unseal_manifest(self.files.read(path, 0, MAX_MANIFEST_FILE))
         except ManifestDamage as damage:
             raise StorageCorrupt(path, damage.offset, str(damage)) from damage
         if manifest.point.last != position:
@@ -166,6 +174,12 @@ class SnapshotDirectory:
         for name in self.files.list(directory):
             self.files.remove(posixpath.join(directory, name))
         self.files.remove(directory)
+
+
+def _number(tmp: str) -> int:
+    """Return what tells the name of an unfinished snapshot from others of the same position."""
+    number = tmp.removesuffix(_TMP).rpartition(".")[2]
+    return int(number) if number.isdigit() else 0
 
 
 def _check_size(files: IFileSystem, path: str, size: int) -> None:
@@ -316,14 +330,19 @@ class PartsWriter:
 
 
 class PartsReceiver:
-    """Writes the parts of a snapshot that comes from elsewhere."""
+    """Writes the parts of a snapshot that comes from elsewhere.
 
-    def __init__(self, directory: SnapshotDirectory, manifest: Manifest) -> None:
+    :param received: what an earlier process has received of it.
+    """
+
+    def __init__(self, directory: SnapshotDirectory, manifest: Manifest, received: Received | None = None) -> None:
         self._directory = directory
         self._manifest = manifest
-        self._tmp = directory.tmp_path(manifest.point.last)
+        self._tmp = directory.tmp_path(manifest.point.last) if received is None else received.path
         self._file: IFile | None = None
-        self._begun = False
+        self._begun = received is not None
+        self.parts = 0 if received is None else received.parts
+        """How many parts are there from an earlier process."""
 
     def write(self, part: int, offset: int, data: bytes) -> None:
         """Write bytes of a part; the caller has seen that they belong there.
@@ -332,7 +351,8 @@ class PartsReceiver:
         """
         files = self._directory.files
         self._begin()
-        path = posixpath.join(self._tmp, str(part))
+        name = posixpath.join(self._tmp, str(part))
+        path = name + UNDER_WAY
         if self._file is None:
             self._file = files.create(path)
         self._file.write(offset, data)
@@ -347,10 +367,13 @@ class PartsReceiver:
         except StorageCorrupt as damage:
             files.remove(path)
             raise ValueError(f"part {part} did not arrive as it was announced: {damage.reason}") from damage
+        files.rename(path, name)
+        files.sync_dir(self._tmp)
 
     def _begin(self) -> None:
         if not self._begun:
             self._directory.begin(self._tmp)
+            announce(self._directory.files, self._tmp, self._manifest)
             self._begun = True
 
     def _close(self) -> None:
@@ -358,9 +381,23 @@ class PartsReceiver:
             self._file.close()
             self._file = None
 
+    def suspend(self) -> None:
+        """Release what is open. The parts that are whole stay, for a later process to go on."""
+        self._close()
+
     def publish(self, manifest: Manifest) -> Manifest:
-        """Make the snapshot durable under its name."""
+        """Make the snapshot durable under its name.
+
+        :raises ValueError: if a part that an earlier process received has rotted since.
+        """
         self._begin()
+        files = self._directory.files
+        for part in range(self.parts):
+            try:
+                verify_part(files, posixpath.join(self._tmp, str(part)), *self._manifest.parts[part])
+            except StorageCorrupt as damage:
+                raise ValueError(f"part {part} is not as it was received: {damage.reason}") from damage
+        files.remove(posixpath.join(self._tmp, ANNOUNCED))
         return self._directory.publish(self._tmp, manifest)
 
     def discard(self) -> None:

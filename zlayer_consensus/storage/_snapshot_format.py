@@ -18,6 +18,7 @@ from .interfaces import Manifest
 
 __all__ = [
     "MAX_CHUNK_BYTES",
+    "MAX_MANIFEST_FILE",
     "PART_BYTES",
     "FrameReader",
     "ManifestDamage",
@@ -36,6 +37,8 @@ _HEADER = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 MAX_CHUNK_BYTES = PART_BYTES - _HEADER.size
 """The largest chunk that a state machine may yield."""
+MAX_MANIFEST_FILE = 16 << 20
+"""Bytes of a manifest's file that are looked at."""
 _MAX_PART_BYTES = 64 << 20
 _MAX_PARTS = 1 << 16
 _MAX_TIME = (1 << 63) - 1

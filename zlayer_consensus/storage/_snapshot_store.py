@@ -13,6 +13,7 @@ from ..errors import ConfigError, StorageCorrupt, StorageError
 from ..raft import LogId, SnapshotPoint
 from ._executor import IExecutor
 from ._snapshot_format import check_point
+from ._snapshot_received import Received
 from ._snapshot_scrub import Piece
 from ._snapshot_streams import Reader, ReaderParts, Receiver, ReceiverParts, Writer, WriterParts, uncancelled
 from .interfaces import (
@@ -51,13 +52,15 @@ class SnapshotStore:
         self._readers: Counter[LogId] = Counter()
         self._writer: Writer | None = None
         self._receiver: Receiver | None = None
+        self._received: Received | None = None
+        """What an earlier process has received of a snapshot; nobody has asked for it yet."""
         self._to_scrub: list[LogId] = []
         """The snapshots that the scrub under way has still to look at, oldest first."""
 
     # Where bytes are kept. All but `_..._parts` block.
 
-    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...]]:
-        """Return the newest snapshot, and every position, oldest first."""
+    def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
+        """Return the newest snapshot, every position, oldest first, and what there is of a transfer."""
         raise NotImplementedError
 
     def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
@@ -66,7 +69,11 @@ class SnapshotStore:
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
         raise NotImplementedError
 
-    def _receiver_parts(self, manifest: Manifest) -> ReceiverParts:
+    def _receiver_parts(self, manifest: Manifest, received: Received | None) -> ReceiverParts:
+        raise NotImplementedError
+
+    def _forget_received(self, received: Received) -> None:
+        """Remove what there is of a transfer."""
         raise NotImplementedError
 
     def _remove(self, position: LogId) -> None:
@@ -90,7 +97,7 @@ class SnapshotStore:
             raise RuntimeError(f"the state machine store is {self._state} already")
         self._state = "opening"
         try:
-            self._newest, positions = await self._executor.run(self._recover)
+            self._newest, positions, self._received = await self._executor.run(self._recover)
         except Exception:
             if self._state == "opening":
                 self._state = "new"
@@ -154,9 +161,18 @@ class SnapshotStore:
             if self._receiver is receiver:
                 self._receiver = None
 
-        receiver = Receiver(self._executor, self._receiver_parts(manifest), manifest, self._publish, ended)
+        parts = self._receiver_parts(manifest, self._take_received(manifest))
+        receiver = Receiver(self._executor, parts, manifest, self._publish, ended)
         self._receiver = receiver
         return receiver
+
+    def _take_received(self, manifest: Manifest) -> Received | None:
+        """Return what there is of this snapshot; what there is of any other is given up."""
+        received, self._received = self._received, None
+        if received is None or received.manifest == manifest:
+            return received
+        self._in_background(self._executor.run(self._forget_received, received))
+        return None
 
     def scrub(self, max_bytes: int) -> Deferred[ScrubStep]:
         """See :meth:`IStateMachineStore.scrub`."""
@@ -192,7 +208,7 @@ class SnapshotStore:
         return self._newest is not None and self._newest.point.last == position
 
     def close(self) -> Deferred[None]:
-        """See :meth:`IStateMachineStore.close`. What was not published is removed."""
+        """See :meth:`IStateMachineStore.close`. What was not published is removed, but for parts that were received."""
         if self._state == "closed":
             return succeed(None)
         opened, self._state = self._state != "new", "closed"
@@ -200,9 +216,10 @@ class SnapshotStore:
 
     async def _close(self, opened: bool) -> None:
         try:
-            for stream in (self._writer, self._receiver):
-                if stream is not None:
-                    await stream.abort()
+            if self._writer is not None:
+                await self._writer.abort()
+            if self._receiver is not None:
+                await self._receiver.suspend()
         finally:
             try:
                 if opened:
@@ -231,6 +248,10 @@ class SnapshotStore:
             self._positions.sort(key=lambda position: position.index)
         if self._newest is None or manifest.point.last.index >= self._newest.point.last.index:
             self._newest = manifest
+        received = self._received
+        if received is not None and received.manifest.point.last.index <= self._newest.point.last.index:
+            self._received = None
+            self._in_background(self._executor.run(self._forget_received, received))
         await self._prune()
         return manifest
 

@@ -59,6 +59,10 @@ class ReaderParts(Protocol):
 class ReceiverParts(Protocol):
     """The half of a receiver that blocks."""
 
+    @property
+    def parts(self) -> int:
+        """How many parts were there from the beginning."""
+
     def write(self, part: int, offset: int, data: bytes) -> None:
         """Write bytes of a part, and verify it when they finish it.
 
@@ -66,7 +70,13 @@ class ReceiverParts(Protocol):
         """
 
     def publish(self, manifest: Manifest) -> Manifest:
-        """Make the snapshot durable under its name."""
+        """Make the snapshot durable under its name.
+
+        :raises ValueError: if what was there from the beginning is not what the manifest says.
+        """
+
+    def suspend(self) -> None:
+        """Release what is open, and keep what can be gone on with."""
 
     def discard(self) -> None:
         """Remove what was received."""
@@ -269,7 +279,7 @@ class Receiver:
         self, executor: IExecutor, parts: ReceiverParts, manifest: Manifest, publish: Publish, ended: Callable[[], None]
     ) -> None:
         self.manifest = manifest
-        self.position = (0, 0)
+        self.position = (parts.parts, 0)
         self.failed = False
         """Whether the store failed under it; then it cannot go on."""
         self._executor = executor
@@ -341,6 +351,17 @@ class Receiver:
 
     def _discard(self) -> Deferred[None]:
         return self._executor.run(self._parts.discard)
+
+    def suspend(self) -> Deferred[None]:
+        """End, and leave to a later process what it can go on with. After ``publish`` or ``abort`` it does nothing."""
+        if self._state in ("ended", "aborted"):
+            return succeed(None)
+        self._state = "suspended"
+        return uncancelled(self._suspend())
+
+    async def _suspend(self) -> None:
+        await self._executor.run(self._parts.suspend)
+        self._end()
 
     def abort(self) -> Deferred[None]:
         """See :meth:`ISnapshotReceiver.abort`. After ``publish`` has succeeded it does nothing."""

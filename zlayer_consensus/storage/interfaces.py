@@ -282,7 +282,8 @@ class ISnapshotReceiver(Interface):
     def publish() -> Deferred[Manifest]:
         """Make it durable and the newest snapshot, marked as installed.
 
-        :raises ValueError: if it is not complete.
+        :raises ValueError: if it is not complete, or what an earlier process received of it has rotted since. Then:
+            ``abort``, and receive it again.
         """
 
     def abort() -> Deferred[None]:
@@ -296,6 +297,8 @@ class IStateMachineStore(Interface):
 
     def open() -> Deferred[Manifest | None]:
         """Find the newest snapshot, and remove leftovers of unfinished ones. Reads no state yet.
+
+        Whole parts of a snapshot that was being received may stay, for :meth:`receiver` to go on with.
 
         :raises StorageCorrupt: if the newest published snapshot is damaged as far as its manifest shows.
         """
@@ -322,7 +325,8 @@ class IStateMachineStore(Interface):
     def receiver(manifest: Manifest) -> ISnapshotReceiver:
         """Begin to receive a snapshot, or go on with the one under way if it has the same manifest.
 
-        One under way with another manifest is given up (H-64), and its receiver refuses further writes.
+        So a transfer goes on after a break; if the store keeps them, with the parts that were whole when an earlier
+        process ended. One under way with another manifest is given up (H-64), and its receiver refuses further writes.
 
         :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
         """

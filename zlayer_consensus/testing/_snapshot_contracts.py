@@ -396,7 +396,7 @@ class StateMachineStoreContract(Base):
 
     @contract_test
     async def test_half_received_is_gone_after_reopening(self) -> None:
-        """A transfer that a restart cut off begins anew; the old snapshot is there (H-66, S-15)."""
+        """A transfer that a restart cut off in its first part begins anew; the old snapshot is there (H-66, S-15)."""
         source, target = await self.opened(), await self.opened()
         await save(source, point(5))
         await save(target, point(2), [b"old"])
