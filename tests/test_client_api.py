@@ -543,14 +543,15 @@ class StatusTests(ApiTestCase):
         self.assertEqual(self.ask("GET", "/v1/status").json["loop"], None)
         self.assertEqual(self.ask("GET", "/v1/status").json["collector"], None)
         self.assertEqual(self.ask("GET", "/v1/status").json["agreement"], None)
-        self.node.loop = LoopMetrics(0.02, 0.1234, 0.05, 3)
+        self.node.loop = LoopMetrics(0.02, 0.1234, 0.05, 3, 0.0111)
         collections = Collections(time.perf_counter)
         collections.full, collections.longest_full, collections.longest_young = 7, 0.0456, 0.0008
         self.http = StubTreq(client_resource(self.node, self.node.machine, collections=collections))
         status = self.ask("GET", "/v1/status").json
-        self.assertEqual(
-            status["loop"], {"interval_ms": 20.0, "longest_ms": 123.4, "longest_recent_ms": 50.0, "stalls": 3}
-        )
+        expected = {
+            "interval_ms": 20.0, "longest_ms": 123.4, "longest_recent_ms": 50.0, "longest_work_ms": 11.1, "stalls": 3,
+        }  # fmt: skip
+        self.assertEqual(status["loop"], expected)
         self.assertEqual(status["collector"], {"full": 7, "longest_full_ms": 45.6, "longest_young_ms": 0.8})
 
     def test_status_without_leader(self) -> None:

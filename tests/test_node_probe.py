@@ -18,7 +18,7 @@ from .node_cluster import NodeCluster
 class ProbeTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.probe = LoopProbe(self.clock, self.clock.seconds, 0.5)
+        self.probe = LoopProbe(self.clock, self.clock.seconds, None, 0.5)
         self.probe.start()
 
     def metrics(self) -> LoopMetrics:
@@ -48,10 +48,21 @@ class ProbeTests(SynchronousTestCase):
 
     def test_a_clock_that_is_ahead_of_the_reactors(self) -> None:
         """The call may come too soon by the other clock; that is no delay."""
-        probe = LoopProbe(self.clock, lambda: self.clock.seconds() / 2, 0.5)
+        probe = LoopProbe(self.clock, lambda: self.clock.seconds() / 2, None, 0.5)
         probe.start()
         self.clock.pump([0.5] * 4)
         self.assertEqual(probe.metrics(), LoopMetrics(0.5, 0.0, 0.0, 0))
+        probe.stop()
+
+    def test_own_work(self) -> None:
+        """What the loop's thread did itself, from one look to the next, however long that took."""
+        spent = iter([7.0, 7.25, 7.75, 7.875])
+        probe = LoopProbe(self.clock, self.clock.seconds, lambda: next(spent), 0.5)
+        self.clock.advance(3.0)
+        probe.start()
+        for seconds in (0.5, 10.0, 0.5):
+            self.clock.advance(seconds)
+        self.assertEqual(probe.metrics(), LoopMetrics(0.5, 9.5, 9.5, 1, 0.5))
         probe.stop()
 
     def test_stop(self) -> None:
@@ -64,7 +75,7 @@ class ProbeTests(SynchronousTestCase):
     def test_off(self) -> None:
         """With an interval of 0 there is nothing, not even a timer."""
         clock = Clock()
-        probe = LoopProbe(clock, clock.seconds, 0.0)
+        probe = LoopProbe(clock, clock.seconds, None, 0.0)
         probe.start()
         self.assertEqual(clock.getDelayedCalls(), [])
         self.assertIsNone(probe.metrics())
@@ -87,7 +98,7 @@ class ReactorTests(TestCase):
         from twisted.internet import reactor
 
         clock: Any = reactor
-        probe = LoopProbe(clock, time.perf_counter, 0.005)
+        probe = LoopProbe(clock, time.perf_counter, time.thread_time, 0.005)
         probe.start()
         self.addCleanup(probe.stop)
         end = time.perf_counter() + 0.08
@@ -99,3 +110,5 @@ class ReactorTests(TestCase):
         loop: Any = probe.metrics()
         self.assertGreaterEqual(loop.longest, 0.07)
         self.assertGreaterEqual(loop.stalls, 1)
+        # A machine that is busy may let it have less of the time, but not none.
+        self.assertGreater(loop.longest_work, 0.0)

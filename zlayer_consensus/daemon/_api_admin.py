@@ -297,6 +297,7 @@ def _loop(loop: Any) -> dict[str, float] | None:
         "interval_ms": _ms(loop.interval),
         "longest_ms": _ms(loop.longest),
         "longest_recent_ms": _ms(loop.longest_recent),
+        "longest_work_ms": _ms(loop.longest_work),
         "stalls": loop.stalls,
     }
 

@@ -55,6 +55,7 @@ def build_node(config: NodeConfig, application: Application, reactor: Any) -> Co
         random=random.SystemRandom(),
         # The reactor's clock goes on while the machine is suspended, which is no delay of the loop.
         loop_clock=time.perf_counter,
+        loop_work=time.thread_time,
         **keywords,
     )
 

@@ -23,12 +23,15 @@ class LoopMetrics:
     :param longest: the longest delay since the start.
     :param longest_recent: the longest delay of the last minute.
     :param stalls: how many delays were longer than 50 ms.
+    :param longest_work: the most processor time that the loop's own thread took from one look to the next. What a
+        delay is longer than that, others in the machine, or in the process, have done. 0 if it is not measured.
     """
 
     interval: float
     longest: float
     longest_recent: float
     stalls: int
+    longest_work: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,6 +60,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
     :param random: ``random()`` gives numbers in [0, 1); by default the operating system's.
     :param loop_clock: monotonic seconds that the delays of the event loop are measured by; by default the clock's.
         For a clock whose ``seconds`` is the wall clock, give ``time.monotonic``.
+    :param loop_work: processor seconds of the loop's thread, ``time.thread_time``, to tell its own work from what the
+        machine does to it.
     :param name: the service's name.
     """
 
@@ -78,6 +80,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         wall_clock: Callable[[], float] = time.time,
         random: _Random | None = None,
         loop_clock: Callable[[], float] | None = None,
+        loop_work: Callable[[], float] | None = None,
         name: str | None = None,
     ) -> None:
         if isinstance(node_id, bool) or not 0 < node_id < 1 << 63:
@@ -101,6 +104,7 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             wall_clock=wall_clock,
             random=(random if random is not None else SystemRandom()).random,
             loop_clock=clock.seconds if loop_clock is None else loop_clock,
+            loop_work=loop_work,
         )
         self._encode = self._runtime.types.encode_request
         self._forward = self._runtime.config.forward_proposals

@@ -24,16 +24,23 @@ class LoopProbe:
 
     :param clock: calls it.
     :param seconds: monotonic seconds, by which the delay is measured.
+    :param work: seconds of processor time that the loop's thread has had, to tell its own work from what the machine
+        and other threads do to it; None: that is not told.
     :param interval: seconds from one call to the next; 0: never, and nothing is measured.
     """
 
-    def __init__(self, clock: IReactorTime, seconds: Callable[[], float], interval: float) -> None:
+    def __init__(
+        self, clock: IReactorTime, seconds: Callable[[], float], work: Callable[[], float] | None, interval: float
+    ) -> None:
         self._clock = clock
         self._seconds = seconds
+        self._work = work
         self._interval = interval
         self._due = 0.0
         self._call: IDelayedCall | None = None
         self._longest = 0.0
+        self._longest_work = 0.0
+        self._worked = 0.0
         self._stalls = 0
         self._recent: deque[tuple[int, float]] = deque(maxlen=_PERIODS)
         """The longest delay of each period in which there was a call, oldest first."""
@@ -41,6 +48,8 @@ class LoopProbe:
     def start(self) -> None:
         """Begin to measure."""
         if self._interval > 0 and self._call is None:
+            if self._work is not None:
+                self._worked = self._work()
             self._ask()
 
     def stop(self) -> None:
@@ -55,7 +64,7 @@ class LoopProbe:
             return None
         first = self._seconds() // _PERIOD_SECONDS - _PERIODS
         recent = max((late for period, late in self._recent if period > first), default=0.0)
-        return LoopMetrics(self._interval, self._longest, recent, self._stalls)
+        return LoopMetrics(self._interval, self._longest, recent, self._stalls, self._longest_work)
 
     def _ask(self) -> None:
         self._due = self._seconds() + self._interval
@@ -69,6 +78,10 @@ class LoopProbe:
             self._longest = late
         if late > STALL_SECONDS:
             self._stalls += 1
+        if self._work is not None:
+            worked = self._work()
+            self._longest_work = max(self._longest_work, worked - self._worked)
+            self._worked = worked
         period, recent = int(now // _PERIOD_SECONDS), self._recent
         if not recent or recent[-1][0] != period:
             recent.append((period, late))

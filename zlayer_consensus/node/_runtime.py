@@ -66,6 +66,7 @@ class Runtime:
         wall_clock: Callable[[], float],
         random: Callable[[], float],
         loop_clock: Callable[[], float],
+        loop_work: Callable[[], float] | None,
     ) -> None:
         self.node_id = node_id
         self.address = address
@@ -107,7 +108,7 @@ class Runtime:
         self.admin = Admin(self)
         self.digests = Digests(self)
         self.scrubber = Scrubber(self)
-        self.probe = LoopProbe(clock, loop_clock, config.loop_probe_interval_ms / 1000)
+        self.probe = LoopProbe(clock, loop_clock, loop_work, config.loop_probe_interval_ms / 1000)
 
     @property
     def serving(self) -> bool:
