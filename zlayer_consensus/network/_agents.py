@@ -78,9 +78,10 @@ class BytesProducer:
         self.started = False
 
     def startProducing(self, consumer: IConsumer) -> Deferred[None]:
-        """Write everything."""
+        """Write everything, and keep nothing: requests end in cycles, which wait for the garbage collector."""
         self.started = True
-        consumer.write(self.body)
+        body, self.body = self.body, b""
+        consumer.write(body)
         return succeed(None)
 
     def pauseProducing(self) -> None:
