@@ -30,10 +30,13 @@ from ._sessions import SessionLoader, SessionTable
 if TYPE_CHECKING:
     from ._runtime import Runtime
 
-__all__ = ["SLICE_SECONDS", "Applier", "KeptReply"]
+__all__ = ["REST_SECONDS", "SLICE_SECONDS", "Applier", "KeptReply"]
 
 SLICE_SECONDS = 0.01
 """How long work that can be divided holds the reactor at once."""
+REST_SECONDS = SLICE_SECONDS / 2
+"""How long work for which nobody waits rests between two slices. The loop is free for others then; and the scheduler
+gives the processor at once to a process that sleeps now and then, and lets one wait that never does."""
 _FETCH_BYTES = 256 << 10
 _LOOK_AT_CLOCK = 4096
 """The clock is read after as many units of work: the bytes of the entries, and 256 for each entry."""
@@ -307,7 +310,7 @@ class Applier:
                 else:
                     loader.feed(chunk)
                 if rt.clock.seconds() >= end:
-                    await rt.sleep(0)
+                    await rt.sleep(REST_SECONDS if rt.serving else 0)
                     end = rt.clock.seconds() + SLICE_SECONDS
             if loader.table is None or not loader.done:
                 raise ValueError("it ends within the session table")

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 from ..errors import ConsensusError, InvariantBroken, NodeStopped, StorageFull
 from ..raft import SnapshotPoint
 from ..storage.interfaces import ISnapshotWriter
-from ._applier import SLICE_SECONDS
+from ._applier import REST_SECONDS, SLICE_SECONDS
 
 if TYPE_CHECKING:
     from ._runtime import Runtime
@@ -123,7 +123,7 @@ class SnapshotBuilder:
         for piece in pieces:
             await writer.write(piece)
             if clock.seconds() >= end:
-                await self._rt.sleep(0)
+                await self._rt.sleep(REST_SECONDS)
                 end = clock.seconds() + SLICE_SECONDS
 
     def _ended(self, result: Any) -> None:
