@@ -419,6 +419,46 @@ class RestoreTests(MachineTestCase):
         self.assertEqual((copy.index, copy.revision, copy.digest()), (41, 2, self.machine.digest()))
 
 
+class ReplacedStateTests(SynchronousTestCase):
+    """States of some thousand keys that make room for others."""
+
+    def filled(self, mark: bytes) -> KeyValueMachine:
+        machine = KeyValueMachine()
+        for index in range(40):
+            puts = tuple(Put(b"key %06d" % (100 * index + number), mark) for number in range(100))
+            machine.apply(encode(Txn((), puts)), ApplyContext(index + 1, 0))
+        return machine
+
+    def steps(self, machine: KeyValueMachine) -> int:
+        """Return in how many steps what is left of old states would go, at the least."""
+        return sum(1 for _ in machine._debris)
+
+    def test_restored_twice_in_a_row(self) -> None:
+        """Nothing of either old state goes in one step: a million keys at once would stop the loop for 0.1 s."""
+        once, twice, pieces = self.filled(b"old"), self.filled(b"old"), list(self.filled(b"new").snapshot())
+        for machine, count in ((once, 1), (twice, 2)):
+            for _ in range(count):
+                sink = machine.restore()
+                for piece in pieces:
+                    sink.write(piece)
+                sink.finish()
+        expected = self.steps(once)
+        self.assertGreater(expected, 2)
+        self.assertGreater(self.steps(twice), 1.8 * expected)
+
+    def test_replaced(self) -> None:
+        """The old state goes while the new one comes: little of it is left at the end."""
+        machine, pieces = self.filled(b"old"), list(self.filled(b"new").snapshot())
+        sink = machine.replace()
+        self.assertEqual(len(machine), 0)
+        for piece in pieces:
+            sink.write(piece)
+        sink.finish()
+        self.assertEqual(len(machine), 4000)
+        self.assertEqual(machine.get(b"key 000000").value, b"new")  # type: ignore[union-attr]
+        self.assertEqual(self.steps(machine), 0)
+
+
 class ContractTests(StateMachineContract, SynchronousTestCase):
     """The public contract of every state machine."""
 

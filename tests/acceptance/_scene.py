@@ -163,11 +163,10 @@ class Scene:
             found = {}
             for node_id in self.running if nodes is None else nodes:
                 try:
-                    digest = (await self.watch.status(node_id))["digest"]
+                    digest = (await self.watch.status(node_id))["digest"] or {"index": -node_id, "value": "replaced"}
                 except NoAnswer as error:
-                    found[node_id] = (-node_id, str(error))
-                else:
-                    found[node_id] = (digest["index"], digest["value"])
+                    digest = {"index": -node_id, "value": str(error)}
+                found[node_id] = (digest["index"], digest["value"])
             if len({index for index, _ in found.values()}) == 1:
                 break
             if time.monotonic() > end:

@@ -58,7 +58,8 @@ class Watch:
         if not status["applied"] <= status["commit"] <= status["last"]["index"]:
             raise Violation(f"node {node_id}: {status['applied']} applied, {status['commit']} committed, {status}")
         digest = status["digest"]
-        owner, value = self._digests.setdefault(digest["index"], (node_id, digest["value"]))
-        if value != digest["value"]:
-            raise Violation(f"at index {digest['index']} nodes {owner} and {node_id} have different contents")
+        if digest is not None:  # else a snapshot is taking the place of its state
+            owner, value = self._digests.setdefault(digest["index"], (node_id, digest["value"]))
+            if value != digest["value"]:
+                raise Violation(f"at index {digest['index']} nodes {owner} and {node_id} have different contents")
         self._terms[node_id] = max(self._terms.get(node_id, 0), status["term"])

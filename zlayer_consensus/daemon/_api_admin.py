@@ -64,7 +64,9 @@ class AdminApi:
         Options(request, ())
         # Both in one step: the digest is of exactly what is applied.
         metrics = self._node.metrics()
-        digest = self._machine.digest().hex() if isinstance(self._machine, KeyValueMachine) else None
+        # While it is replaced, there is no content.
+        store = self._machine if isinstance(self._machine, KeyValueMachine) and not metrics.replacing else None
+        digest = None if store is None else store.digest().hex()
         leader = None if metrics.leader_id is None else self._node.member(metrics.leader_id)
         value = {
             "id": metrics.node_id,
@@ -95,11 +97,11 @@ class AdminApi:
             "loop": _loop(metrics.loop),
             "collector": _collector(self._collections),
         }
-        if isinstance(self._machine, KeyValueMachine):
+        if store is not None:
             value["store"] = {
-                "revision": self._machine.revision,
-                "compacted_revision": self._machine.compacted_revision,
-                "keys": len(self._machine),
+                "revision": store.revision,
+                "compacted_revision": store.compacted_revision,
+                "keys": len(store),
             }
         return reply_json(request, value)
 

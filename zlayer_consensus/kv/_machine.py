@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 from zope.interface import implementer
 
 from ..errors import DomainError
-from ..storage.interfaces import ApplyContext, IStateDigest, IStateMachine, IStateSink
+from ..storage.interfaces import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateSink
 from ..types import declare_raft_types
 from ._commands import (
     COMPACT,
@@ -45,7 +46,7 @@ TYPES = declare_raft_types(request=bytes, response=Any)
 """The types to give to a node that runs :class:`KeyValueMachine`."""
 
 
-@implementer(IStateMachine, IStateDigest)
+@implementer(IStateMachine, IStateDigest, IReplaceableState)
 class KeyValueMachine:
     """A replicated, ordered, versioned map of bytes to bytes.
 
@@ -149,11 +150,20 @@ class KeyValueMachine:
         """Begin to replace the state."""
         return StateSink(Store(*self._history), self._adopt)
 
+    def replace(self) -> IStateSink:
+        """Begin to replace the state; the old one goes as the new one comes."""
+        self._clear_away(self._store)
+        self._store = Store(*self._history)
+        return StateSink(Store(*self._history), self._adopt, self._debris)
+
     def _adopt(self, store: Store, index: int) -> None:
-        # Freed bit by bit, in apply: to free a million keys at once would stop the event loop for 0.1 s.
-        self._debris = self._store.dismantle()
+        self._clear_away(self._store)
         self._store = store
         self._index = index
+
+    def _clear_away(self, store: Store) -> None:
+        # Freed bit by bit, here or in apply: to free a million keys at once would stop the event loop for 0.1 s.
+        self._debris = chain(self._debris, store.dismantle())
 
     # --- commands
 

@@ -134,11 +134,15 @@ class StateSink:
 
     :param store: an empty store.
     :param replace: called once with the store and the log index that it belongs to.
+    :param debris: what is to be cleared away meanwhile, step by step; one makes room for more than a block has.
     """
 
-    def __init__(self, store: Store, replace: Callable[[Store, int], None]) -> None:
+    def __init__(
+        self, store: Store, replace: Callable[[Store, int], None], debris: Iterator[None] | None = None
+    ) -> None:
         self._store = store
         self._replace = replace
+        self._debris = iter(()) if debris is None else debris
         self._partial: list[bytes] = []
         self._header: dict[str, Any] | None = None
         self._end: dict[str, Any] | None = None
@@ -151,6 +155,7 @@ class StateSink:
         """
         if self._end is not None:
             raise ValueError("a piece of the snapshot follows its end")
+        next(self._debris, None)
         mark = chunk[:1]
         if mark == b"+":
             self._partial.append(chunk[1:])

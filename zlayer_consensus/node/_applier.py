@@ -22,7 +22,7 @@ from ..errors import (
     StorageCorrupt,
 )
 from ..raft import Entry, EntryKind, LogId, SnapshotPoint
-from ..storage.interfaces import ApplyContext
+from ..storage.interfaces import ApplyContext, IReplaceableState, IStateSink
 from ._digests import DIGEST_EVERY
 from ._failures import error_in
 from ._sessions import SessionLoader, SessionTable
@@ -68,6 +68,8 @@ class Applier:
         """Entries up to here may be applied."""
         self.applying = False
         """Whether the machine is at work."""
+        self.replacing = False
+        """Whether the old state is gone, and the new one not there yet: then nobody may look at the machine."""
         self._counted_from = 0
         self.bytes_since_snapshot = 0
         self.bytes_applied = 0
@@ -90,8 +92,8 @@ class Applier:
         return self.applied - self._counted_from
 
     def when_applied(self, index: int) -> Deferred[int]:
-        """Return a Deferred that fires with ``index`` once it is applied."""
-        if self.applied >= index:
+        """Return a Deferred that fires with ``index`` once it is applied, and the state can be read."""
+        if self.applied >= index and not self.replacing:
             return succeed(index)
         waiter: Deferred[int] = Deferred()
         heappush(self._waiters, (index, next(self._numbers), waiter))
@@ -302,7 +304,7 @@ class Applier:
         rt = self._rt
         reader = rt.store.reader()
         try:
-            loader, sink = SessionLoader(), self._machine.restore()
+            loader, sink = SessionLoader(), self._begin_to_load()
             end = rt.clock.seconds() + SLICE_SECONDS
             while (chunk := await reader.next_chunk()) is not None:
                 if loader.done:
@@ -323,6 +325,7 @@ class Applier:
             raise StorageCorrupt(where, 0, f"it could not be loaded: {type(error).__name__}: {error}") from error
         finally:
             reader.close()
+        self.replacing = False
         point = reader.manifest.point
         self.sessions = loader.table
         self._term, self.applied = point.last
@@ -332,6 +335,14 @@ class Applier:
         rt.digests.forget()
         rt.digests.note(self.applied)
         return point
+
+    def _begin_to_load(self) -> IStateSink:
+        machine: Any = self._machine
+        if IReplaceableState.providedBy(machine):
+            self.replacing = True
+            sink: IStateSink = machine.replace()
+            return sink
+        return self._machine.restore()
 
     def count_anew(self) -> None:
         """A snapshot of what is applied now is begun, or was loaded."""

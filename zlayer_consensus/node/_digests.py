@@ -87,7 +87,8 @@ class Digests:
         """Return all that is kept, and the digest of the present state: an idle cluster is at the same index."""
         kept = {at.index: at.digest for _, ladder in self._ladders for at in ladder}
         applied = self._rt.applier.applied
-        if self._kind and applied and applied not in kept and (digest := self._digest()):
+        present = applied > 0 and not self._rt.applier.replacing
+        if self._kind and present and applied not in kept and (digest := self._digest()):
             kept[applied] = digest
         return DigestReply(self._kind, tuple(DigestAt(*each) for each in kept.items()) if self._kind else ())
 

@@ -119,6 +119,7 @@ class Metrics:
     :param full: whether this node's disk is full.
     :param free_bytes: space on the disk at the last look, None before the first.
     :param term_jumps: how often the term rose by more than elections explain (H-15); each was logged.
+    :param replacing: whether a leader's snapshot is being installed, and the application has no state meanwhile.
     :param loop: the event loop's delays; None if they are not measured.
     :param digest: how the state compares; None if the application has no digest.
     :param scrub: the scrub of log and snapshots; None if it is off.
@@ -150,6 +151,7 @@ class Metrics:
     repair: bytes = b""
     full: bool = False
     free_bytes: int | None = None
+    replacing: bool = False
     loop: LoopMetrics | None = None
     digest: DigestMetrics | None = None
     scrub: ScrubMetrics | None = None
@@ -194,6 +196,7 @@ def measure(runtime: Runtime) -> Metrics:
         repair=core.repair,
         full=runtime.space.full,
         free_bytes=runtime.space.free,
+        replacing=runtime.applier.replacing,
         loop=runtime.probe.metrics(),
         digest=runtime.digests.metrics(),
         scrub=runtime.scrubber.metrics(),

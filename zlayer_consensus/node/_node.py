@@ -285,7 +285,9 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
         none. ``read`` must not change the state; what it raises becomes the Deferred's failure.
 
         :param deadline: seconds, a day at most; by default ``proposal_timeout``.
-        :param linearizable: with False, read what is applied here, at once; it may be old.
+        :param linearizable: with False, read what is applied here, at once; it may be old. (While a leader's snapshot
+            is installed, an application that provides :class:`~zlayer_consensus.storage.IReplaceableState` has no
+            state, and every read waits for the new one.)
         :param forward: with False, only the leader reads.
         :raises NotLeader: without forwarding, if this node does not lead or stops leading.
         :raises DeadlineExceeded: it was not read in time; with ``Overloaded`` and ``NodeStopped`` it was not read, too.
@@ -294,9 +296,10 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             return maybeDeferred(self._read_here, read)
         return self._read(read, deadline, forward)
 
-    def _read_here(self, read: Callable[[Any], T]) -> T:
-        self._runtime.check_running()
-        return read(self._runtime.store.machine)
+    def _read_here(self, read: Callable[[Any], T]) -> Deferred[T]:
+        runtime = self._runtime
+        runtime.check_running()
+        return runtime.applier.when_applied(0).addCallback(lambda _: read(runtime.store.machine))
 
     def ensure_linearizable(self, deadline: float | None = None, *, forward: bool | None = None) -> Deferred[int]:
         """Wait until everything that was acknowledged before this call is applied here; fires with the read index."""

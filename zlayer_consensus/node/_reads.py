@@ -88,6 +88,10 @@ class Reads:
         return self._rt.core.read(token, now) if batch else None
 
     def _ready(self, index: int, token: Deferred[int]) -> None:
+        if self._rt.applier.replacing and token in self._waiting:
+            waiting = self._rt.applier.when_applied(index)
+            _ = waiting.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+            return
         batch = self._waiting.pop(token, None)
         if batch is not None:
             self._answer(batch, index)

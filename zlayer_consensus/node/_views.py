@@ -30,7 +30,10 @@ class NodeViews:
 
     @property
     def machine(self) -> Any:
-        """The application. Read it through :meth:`read_state`, unless old values will do."""
+        """The application. Read it through :meth:`read_state`, unless old values will do.
+
+        While ``metrics().replacing``, it has no state.
+        """
         return self._runtime.store.machine
 
     @property

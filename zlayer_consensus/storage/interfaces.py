@@ -19,6 +19,7 @@ from ..raft import Entry, LogId, LogWrite, SnapshotPoint, Start
 __all__ = [
     "ApplyContext",
     "ILogStore",
+    "IReplaceableState",
     "ISnapshotReader",
     "ISnapshotReceiver",
     "ISnapshotWriter",
@@ -203,6 +204,19 @@ class IStateMachine(Interface):
 
     def restore() -> IStateSink:
         """Begin to replace the state by a snapshot's."""
+
+
+class IReplaceableState(Interface):
+    """What an application with a large state may provide beside :class:`IStateMachine`, so that memory need not hold
+    two states while a leader's snapshot is installed.
+    """
+
+    def replace() -> IStateSink:
+        """Begin to replace the state by a snapshot's; the old one is given up, and goes as the new one comes.
+
+        Until the sink's ``finish`` has returned, nothing is applied and nobody reads; whoever wants to read waits. If
+        it does not get there, the machine is not used any more: the node stops.
+        """
 
 
 class IStateDigest(Interface):

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SkipTest
 from zope.interface.verify import verifyObject
 
 from ..errors import DomainError
-from ..storage import ApplyContext, IStateDigest, IStateMachine
+from ..storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine
 from ._contracts import Base
 
 __all__ = ["StateMachineContract"]
@@ -170,6 +170,30 @@ class StateMachineContract(Base):
         for garbage in ([b"\xff\x00 this is not a snapshot"], []):
             self.assert_refused(machine, garbage)
             self.assertEqual(self.state_of(machine), expected)
+
+    def test_replaced_machine_goes_on_alike(self) -> None:
+        """Where a state can be replaced without two in memory: the new one is the snapshot's, and nothing else."""
+        before, after = self.halves()
+        machine, other = self.make_machine(), self.make_machine()
+        if not IReplaceableState.providedBy(machine):
+            raise SkipTest("this machine has no other way than restore")
+        self.assertTrue(verifyObject(IReplaceableState, machine))
+        self.run_commands(machine, before)
+        chunks = list(machine.snapshot())
+        self.run_commands(other, self.commands())
+        for _ in range(2):
+            self.replace_in(other, chunks)
+            self.assertEqual(self.state_of(other), self.state_of(machine))
+        first = len(before) + 1
+        self.assertEqual(self.run_commands(other, after, first), self.run_commands(machine, after, first))
+        self.assertEqual(self.state_of(other), self.state_of(machine))
+
+    def replace_in(self, machine: Any, chunks: Iterable[bytes]) -> None:
+        """Replace a machine's state as a node does."""
+        sink = machine.replace()
+        for chunk in chunks:
+            sink.write(chunk)
+        sink.finish()
 
     def test_digest_is_of_the_state(self) -> None:
         """Where there is one: equal for equal states, restored ones too, and another for every other state (J-92)."""

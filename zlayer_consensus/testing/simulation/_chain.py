@@ -10,10 +10,10 @@ from typing import Any
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IStateDigest, IStateMachine, IStateSink
+from ...storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateSink
 from ...types import RaftTypes
 
-__all__ = ["ChainMachine", "ChainTypes"]
+__all__ = ["ChainMachine", "ChainTypes", "begin_to_replace"]
 
 _HEAD = Struct("<QQI")
 _INDEX = Struct("<Q")
@@ -32,7 +32,7 @@ class ChainTypes(RaftTypes):
         self.decode_response = lambda data: [*_INDEX.unpack_from(data), types.decode_response(data[_INDEX.size :])]
 
 
-@implementer(IStateMachine, IStateDigest)
+@implementer(IStateMachine, IStateDigest, IReplaceableState)
 class ChainMachine:
     """Counts the commands and hashes them and their results, so that any divergence shows at once.
 
@@ -91,9 +91,19 @@ class ChainMachine:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.restore`."""
         return _Sink(self, self.inner.restore())
 
+    def replace(self) -> IStateSink:
+        """See :meth:`~zlayer_consensus.storage.IReplaceableState.replace`."""
+        return _Sink(self, begin_to_replace(self.inner))
+
     def _restored(self, head: bytes) -> None:
         self.index, self.count, self.digest = _HEAD.unpack(head)
         self._probe(self.index, self.count, self.digest, True)
+
+
+def begin_to_replace(machine: Any) -> IStateSink:
+    """Begin to replace a machine's state, in the way that a node would choose."""
+    sink: IStateSink = machine.replace() if IReplaceableState.providedBy(machine) else machine.restore()
+    return sink
 
 
 @implementer(IStateSink)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IStateMachine, IStateSink
+from ...storage import ApplyContext, IReplaceableState, IStateMachine, IStateSink
 from ._application import Application, Propose
+from ._chain import begin_to_replace
 
 if TYPE_CHECKING:
     from ._checker import Checker
@@ -236,7 +237,7 @@ class Ledger:
                     raise self._checker.violated("snapshot", text)
 
 
-@implementer(IStateMachine)
+@implementer(IStateMachine, IReplaceableState)
 class WatchedMachine:
     """The application's machine; what it does is written down.
 
@@ -272,6 +273,11 @@ class WatchedMachine:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.restore`."""
         self.restored = " (restored from a snapshot)"
         return self.inner.restore()
+
+    def replace(self) -> IStateSink:
+        """See :meth:`~zlayer_consensus.storage.IReplaceableState.replace`."""
+        self.restored = " (restored from a snapshot)"
+        return begin_to_replace(self.inner)
 
 
 def _short(value: Any) -> str:
