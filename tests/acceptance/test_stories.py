@@ -13,7 +13,7 @@ from tests.node_cluster import NodeTestCase
 from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
-from . import answers, full_disks, kill_all, torture
+from . import answers, full_disks, kill_all, snapshot_load, torture
 from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
@@ -53,6 +53,12 @@ class Stories(TestCase):
     async def test_catching_up_by_snapshot(self) -> None:
         """Nodes that need entries which are purged everywhere get a snapshot, and then have all of it."""
         await CatchUp(self.scene(settings(1500)), entries=1500, keys=5).run()
+
+    async def test_snapshots_under_load(self) -> None:
+        """A snapshot of everything is taken, sent and installed while writes go on, without another leader."""
+        scene = self.scene(snapshot_load.settings())
+        # Other tests may run beside it.
+        await snapshot_load.SnapshotLoad(scene, keys=20_000, rounds=1, strict=False).run()
 
     async def test_answers(self) -> None:
         """What clients hear at every node, about large proposals, across a dead leader, and of a wiped node (H-29)."""
