@@ -31,7 +31,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "wall clock": (0.5, process.wall_clock),
     "partition": (2.0, network.partition),
     "isolate": (2.0, network.isolate),
-    "deposed leader": (2.0, network.depose),
+    "deposed leader": (5.0, network.depose),
     "one-way cut": (2.0, network.one_way),
     "bridge": (1.0, network.bridge),
     "ring": (0.5, network.ring),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -56,22 +57,29 @@ def isolate(world: World, random: Random) -> None:
 
 
 def depose(world: World, random: Random) -> None:
-    """Cut the leader off from the others until they have another one, and for longer; it may stand still till then.
+    """Cut the leader off until the others have another one, and for longer; it may stand still till then.
 
-    Clients reach it all the while, and it must not tell them what is no longer so (H-71).
+    Clients reach it all the while, and it must not tell them what is no longer so (H-71). Followers that are cut off
+    together with it, too few for a majority, take in what will never be committed.
     """
     leaders = world.leaders()
     if not leaders:
         return
     one = leaders[0].address
-    pairs = [pair for b in _addresses(world, random) if b != one for pair in ((one, b), (b, one))]
+    others = [address for address in _addresses(world, random) if address != one]
+    company = max(0, len(others) // 2 - 1) if random.random() < 0.8 else 0
+    here, there = [one, *others[:company]], others[company:]
     world.count("deposed leader")
-    world.trace("deposed leader", f"node {leaders[0].node_id}")
+    world.trace("deposed leader", f"node {leaders[0].node_id}, with {company} others")
+    pairs = [pair for a in here for b in there for pair in ((a, b), (b, a))]
     for pair in pairs:
         world.network.cut(*pair)
-    span = world.plan.knobs.config.election_timeout_max * (1.5 + 1.5 * random.random())
+    timeout = world.plan.knobs.config.election_timeout_max
+    span = timeout * (1.5 + 1.5 * random.random())
     if random.random() < 0.5:
-        leaders[0].pause(0.9 * span, timers_late=random.random() < 0.7)
+        begin = random.choice((0.0, 0.7)) * timeout * random.random()
+        pause = functools.partial(leaders[0].pause, 0.9 * span - begin, timers_late=random.random() < 0.7)
+        world.later(begin, pause)
     world.later(span, world.network.mend, pairs)
 
 
