@@ -94,16 +94,21 @@ def failure(world: World, random: Random) -> None:
 
 
 def lost_tail(world: World, random: Random) -> None:
-    """The end of a voter's log is damaged, what it acknowledged last; and when it is back, the leader dies (J-98)."""
+    """The end of a voter's log is damaged, what it acknowledged last; and when it is back, the leader dies (J-98).
+
+    Often as many voters as the leader can do without get nothing before that: nobody else has what was lost then.
+    """
     host = _lossy(world, random)
     if host is None or host.when_down is not None or host.process is None:
         return
     world.quorums.lose(host.node_id, "damaged")
+    late = _fall_behind(world, random, host) if random.random() < 0.7 else []
 
     def flip(orderly: bool) -> None:
         logs = [path for path, _ in host.files.files() if path.endswith(".seg")]
         if not orderly or not logs:
             world.quorums.found(host.node_id)
+            world.network.mend(late)
             return
         path = max(logs)
         used = len(host.files.read(path, 0, 1 << 30).rstrip(b"\0"))
@@ -114,16 +119,32 @@ def lost_tail(world: World, random: Random) -> None:
         world.trace("lost tail", f"node {host.node_id}, {path} at {offset}")
         host.expects.add("storage_corrupt")
         host.restart(0.1 * world.span(random))
-        world.later(random.choice((0.1, 1.0)) * world.span(random), strike)
+        world.later(0.0 if late else random.choice((0.1, 1.0)) * world.span(random), strike)
 
     def strike() -> None:
         for leader in world.leaders()[:1]:
             if leader is not host:
                 leader.kill()
                 leader.restart(world.long_span(random))
+        world.network.mend(late)
 
     host.when_down = flip
-    shut_down(world, host)
+    world.later(random.random() * world.long_span(random) if late else 0.0, shut_down, world, host)
+
+
+def _fall_behind(world: World, random: Random, host: Host) -> list[tuple[str, str]]:
+    """Cut off as many voters as the leader and this one can do without; return the links."""
+    voters = world.quorums.committed().voters
+    running = [each for each in world.hosts.values() if each.process is not None and each.node_id in voters]
+    others = [each.address for each in running if each is not host and each not in world.leaders()]
+    random.shuffle(others)
+    late = others[: (len(voters) - 1) // 2]
+    rest = [each.address for each in world.hosts.values() if each.address not in late]
+    pairs = [pair for a in late for b in rest for pair in ((a, b), (b, a))]
+    for pair in pairs:
+        world.network.cut(*pair)
+    world.later(4 * world.long_span(random), world.network.mend, pairs)  # whatever comes in between
+    return pairs
 
 
 def _begun(world: World, host: Host) -> bool:
