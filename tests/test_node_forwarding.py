@@ -14,6 +14,7 @@ from zlayer_consensus.errors import (
     DeadlineExceeded,
     DomainError,
     InvalidMessage,
+    NodeRemoved,
     NodeStopped,
     NotLeader,
     OutcomeUnknown,
@@ -240,6 +241,13 @@ class ForwardingTests(NodeTestCase):
         """J-44: it says that it does not run, and may have taken another copy of the request when it did."""
         self.watch().answer = lambda _: fail(NodeStopped())
         self.cluster.error(self.follower.propose(["set", "a", 1]), OutcomeUnknown)
+
+    def test_sender_that_is_removed_meanwhile(self) -> None:
+        """J-42, J-44: it is told so, and another copy of the request may have come before it was removed."""
+        node = self.follower
+        self.watch().answer = lambda _: fail(NodeRemoved(node.node_id))
+        self.cluster.error(node.propose(["set", "a", 1]), OutcomeUnknown)
+        self.assertIsInstance(self.cluster.result(node.when_stopped()), NodeRemoved)
 
     def test_second_copy_after_a_restart(self) -> None:
         """J-42, J-44: whoever may have taken the first copy in before it started again does not call it undone."""

@@ -19,7 +19,6 @@ from ..errors import (
     ConsensusError,
     DomainError,
     InvalidMessage,
-    NodeRemoved,
     NodeStopped,
     NotLeader,
     OutcomeUnknown,
@@ -297,9 +296,10 @@ class Forwarder:
         error = failure.value
         if isinstance(error, PeerUnreachable) and not error.sent:
             return self._rt.not_leader()
-        if isinstance(error, Overloaded | NotLeader | OutcomeUnknown | PeerRefused | NodeRemoved):
+        if isinstance(error, Overloaded | NotLeader | OutcomeUnknown | PeerRefused):
             return error  # it was refused before anything happened, or is what it is
-        # Also if it says that it does not run: it may have run when another copy of the request came.
+        # Also if it says that it does not run, or that this node was removed: that may not have been so yet when
+        # another copy of the request came.
         return OutcomeUnknown(f"it was forwarded to the leader, and then: {error}")
 
     def trusted(self, error: ConsensusError) -> ConsensusError:
