@@ -55,8 +55,17 @@ def _die(world: World, host: Host, random: Random) -> None:
     else:
         world.count("crash")
         host.kill()
-        world.later(world.span(random), _lose_power_too, world, host, random)
+        _machine_follows(world, host, random)
     host.restart(world.span(random))
+
+
+def _machine_follows(world: World, host: Host, random: Random) -> None:
+    """The machine loses its power later: any time, or at one of the first writes after the process starts again."""
+    if random.random() < 0.5:
+        world.later(world.span(random), _lose_power_too, world, host, random)
+    else:
+        operations, nth = random.choice((("write",), ("sync",))), random.choice((1, 1, 2, 3))
+        host.at_start.append(lambda: host.arm(operations, nth, lambda *_: _lose_power_too(world, host, random)))
 
 
 def _lose_power_too(world: World, host: Host, random: Random) -> None:
@@ -75,7 +84,7 @@ def crash(world: World, random: Random) -> None:
         world.count("crash")
         host.kill()
         if random.random() < 0.3:
-            world.later(world.span(random), _lose_power_too, world, host, random)
+            _machine_follows(world, host, random)
         host.restart(world.span(random))
 
 
