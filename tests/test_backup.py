@@ -20,12 +20,12 @@ from twisted.web.client import ResponseFailed
 from twisted.web.server import Site
 from zope.interface.verify import verifyObject
 
+from tests.crash_kit import PowerFailure, fail_power
 from tests.fake_node import FakeNode
 from tests.log_store_kit import result
 from tests.node_cluster import NodeTestCase
 from tests.repair_kit import damage_of
 from tests.test_client_api import ApiTestCase
-from tests.test_file_log_crash import PowerFailure, fail_power
 from zlayer_consensus import _cbor
 from zlayer_consensus.daemon._api import client_resource
 from zlayer_consensus.daemon._api_backup import _Outflow

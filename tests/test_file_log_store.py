@@ -326,6 +326,27 @@ class GroupCommitTests(SynchronousTestCase):
         self.assertEqual([*entries(3, 4), entry(5, 2), *entries(6, 12, term=3)], content(log, start))
         self.assertEqual((HardState(3, 0, 5), LogId(1, 2)), (start.hard_state, start.purged))
 
+    def test_no_write_goes_ahead_of_those_before_it(self) -> None:
+        """What a group needs several records for is written in order: the term of the last write comes last."""
+        _ = self.write(1)
+        big = [Entry.make(index, 1, EntryKind.COMMAND, bytes(3000), 1000) for index in range(2, 6)]
+        steps = [self.log.write(LogWrite(entries=(each,))) for each in big]
+        steps.append(self.log.write(LogWrite(entries=entries(6, 6, term=2), hard_state=HardState(2, 0, 1))))
+        self.executor.release()
+        states = set()
+
+        def before(operation: str, _path: str) -> None:
+            if operation == "write":
+                start = opened(self.disk.crash("none"))[1]
+                states.add((start.last.index, start.hard_state.term))
+
+        self.disk.before = before
+        self.executor.release()
+        for step in steps:
+            result(step)
+        self.assertGreater(len(states), 2)
+        self.assertEqual({0}, {term for _, term in states})
+
     def test_a_write_from_a_callback_fires_after_those_before_it(self) -> None:
         log, _ = opened(SimulatedFileSystem())
         order: list[str] = []

@@ -269,6 +269,47 @@ class SimulatedFileSystemTests(FileSystemContract, SynchronousTestCase):
         file.write(1, b"4")
         self.assertEqual((b"24", b"31"), (self.disk.read("/a", 0, 2), crashed.read("/a", 0, 2)))
 
+    def test_what_is_not_synced_can_be_lost_one_by_one(self) -> None:
+        """Sectors that differ, sizes and names, oldest first; a sector that is the same as before does not count."""
+        file = self.synced()
+        file.write(0, b"1" * 512 + b"2" * 512)
+        self.disk.create("/b").write(0, bytes(1024) + b"3")
+        self.disk.rename("/b", "/c")
+        found = self.disk.unsynced()
+        shown = ["sector 1 of /a", "name 0 of /", "sector 2 of /c", "size of /c", "name 1 of /"]
+        self.assertEqual(shown, [str(each) for each in found])
+        sector, created, content, size, renamed = found
+        after = self.disk.crash(frozenset((created, size)))
+        self.assertEqual((b"1" * 2048, bytes(1025)), (after.read("/a", 0, 9999), after.read("/b", 0, 9999)))
+        after = self.disk.crash(frozenset((sector, renamed)))
+        self.assertEqual((b"12", b""), (after.read("/a", 511, 2), after.read("/c", 0, 9999)))
+        after = self.disk.crash(frozenset((renamed, content)))
+        self.assertEqual(bytes(1024) + b"3", after.read("/c", 0, 9999))
+        self.assertEqual(sorted(map(str, found)), sorted(map(str, self.disk.crash(process_only=True).unsynced())))
+        file.sync()
+        self.assertEqual(shown[1:], [str(each) for each in self.disk.unsynced()])
+
+    def test_changes_are_counted(self) -> None:
+        """Equal counts mean that nothing has changed, neither what programs see nor what is on the disk."""
+        file = self.synced()
+        counts = [self.disk.changes]
+        for change in (
+            lambda: file.write(0, b"2"),
+            file.sync,
+            lambda: self.disk.rename("/a", "/b"),
+            lambda: self.disk.sync_dir("/"),
+            lambda: self.disk.corrupt("/b", 0, b"3"),
+            lambda: self.disk.truncate("/b", 5),
+        ):
+            change()
+            counts.append(self.disk.changes)
+        self.assertEqual(counts, sorted(set(counts)))
+        file.sync()
+        self.disk.sync_dir("/")
+        self.disk.read("/b", 0, 5)
+        self.disk.list("/")
+        self.assertEqual(counts[-1], self.disk.changes)
+
     def test_faults_come_when_they_are_due(self) -> None:
         """Hazards §3.1: what a failed sync had to make durable never will be, though the next one succeeds."""
         file = self.synced()
@@ -276,7 +317,9 @@ class SimulatedFileSystemTests(FileSystemContract, SynchronousTestCase):
         file.write(0, b"2")
         file.sync()
         file.write(0, b"3")
+        self.assertTrue(self.disk.failing)
         self.assertRaises(StorageFailed, file.sync)
+        self.assertFalse(self.disk.failing)
         file.sync()
         self.assertEqual(b"3", self.disk.read("/a", 0, 1))
         self.assertEqual(b"2", self.disk.crash("all").read("/a", 0, 1))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.crash_kit import PowerFailure, fail_power
 from tests.log_store_kit import DIRECTORY, SMALL
 from tests.repair_kit import (
     IDENTITY,
@@ -23,7 +24,6 @@ from tests.repair_kit import (
     remove,
     start_node,
 )
-from tests.test_file_log_crash import PowerFailure, fail_power
 from tests.test_file_log_recovery import records, segments
 from zlayer_consensus.errors import StorageError, StorageFailed
 from zlayer_consensus.storage.inspection import Layout, list_segments

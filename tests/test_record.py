@@ -57,10 +57,12 @@ class Suite:
         for found in ast.parse(source).body:
             if isinstance(found, ast.ClassDef):
                 of_class = ids(ast.get_docstring(found) or "")
-                for method in found.body:
-                    if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and method.name.startswith("test_"):
-                        text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
-                        self.methods[f"{found.name}.{method.name}"] = of_class | ids(text) | ids_in_name(method.name)
+                for base in found.bases:
+                    for name in contracts().get(ast.unparse(base), ()):
+                        self.methods[f"{found.name}.{name}"] = of_class
+                for method in test_methods(found):
+                    text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
+                    self.methods[f"{found.name}.{method.name}"] = of_class | ids(text) | ids_in_name(method.name)
 
     def having(self, name: str) -> list[str]:
         """The methods that a name stands for: one, or all of a class."""
@@ -77,6 +79,28 @@ class Suite:
             known = word in ("and", "or", "not", "(", ")")
             value += f" {word} " if known else f" {any(word.lower() in name for name in names)} "
         return bool(eval(value))
+
+
+Method = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def test_methods(of_class: ast.ClassDef) -> list[Method]:
+    return [each for each in of_class.body if isinstance(each, Method) and each.name.startswith("test_")]
+
+
+# Else pytest takes it for a test.
+test_methods.__test__ = False  # type: ignore[attr-defined]
+
+
+@cache
+def contracts() -> dict[str, list[str]]:
+    """The tests that a class inherits from a contract of the test kit."""
+    found = {}
+    for path in (ROOT / "zlayer_consensus" / "testing").rglob("*.py"):
+        for each in ast.parse(path.read_text()).body:
+            if isinstance(each, ast.ClassDef) and each.name.endswith("Contract"):
+                found[each.name] = [method.name for method in test_methods(each)]
+    return found
 
 
 @cache

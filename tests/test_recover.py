@@ -10,9 +10,9 @@ from typing import Literal
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.crash_kit import PowerFailure, fail_power
 from tests.log_store_kit import DIRECTORY, entry, opened, result
 from tests.repair_kit import damage_of, save_snapshot, start_node
-from tests.test_file_log_crash import PowerFailure, fail_power
 from tests.test_file_log_recovery import records, segments
 from zlayer_consensus import _cbor
 from zlayer_consensus.errors import StorageCorrupt, StorageLocked

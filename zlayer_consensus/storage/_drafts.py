@@ -79,12 +79,10 @@ def drafts(items: Iterable[LogWrite | Purge], index: LogIndex, limit: int) -> It
     :raises ValueError: if entries contradict themselves.
     """
     draft = RecordDraft(index.last.index, index.state.commit)
-    for item in _merged(items):
+    for item, size in _merged(items, limit):
         if isinstance(item, Purge):
             draft.add(item)
             continue
-        # A little more than an entry's length is its own length field.
-        size = sum([len(entry.raw) + 4 for entry in item.entries])
         if draft.length + size > limit and draft.operations:
             yield draft
             draft = draft.next()
@@ -108,20 +106,32 @@ def drafts(items: Iterable[LogWrite | Purge], index: LogIndex, limit: int) -> It
         yield draft
 
 
-def _merged(items: Iterable[LogWrite | Purge]) -> Iterator[LogWrite | Purge]:
-    """Make one write of those that only append to the one before, which costs a quarter of writing each by itself."""
+def _merged(items: Iterable[LogWrite | Purge], limit: int) -> Iterator[tuple[LogWrite | Purge, int]]:
+    """Make one write of those that only append to the one before, which costs a quarter of writing each by itself.
+
+    Never one that is too large for a record: it would begin with a term and vote that came after its entries.
+
+    :return: each write, and the bytes of its entries.
+    """
     run: list[LogWrite] = []
+    total = 0
     for item in items:
-        apart = isinstance(item, Purge) or item.reset is not None or item.truncate_after is not None
-        if run and (apart or run[-1].hard_state is not None):
-            yield _joined(run)
-            run = []
         if isinstance(item, Purge):
-            yield item
-        else:
-            run.append(item)
+            if run:
+                yield _joined(run), total
+                run, total = [], 0
+            yield item, 0
+            continue
+        # A little more than an entry's length is its own length field.
+        size = sum([len(entry.raw) + 4 for entry in item.entries])
+        apart = item.reset is not None or item.truncate_after is not None or total + size > limit
+        if run and (apart or run[-1].hard_state is not None):
+            yield _joined(run), total
+            run, total = [], 0
+        run.append(item)
+        total += size
     if run:
-        yield _joined(run)
+        yield _joined(run), total
 
 
 def _joined(run: list[LogWrite]) -> LogWrite:

@@ -6,186 +6,22 @@ It keeps two versions of everything: what programs see, and what is on the disk.
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable
-from typing import Literal, TypeVar
+from collections.abc import Callable
 
 from zope.interface import implementer
 
 from ..errors import StorageFailed, StorageFull, StorageLocked
 from ..storage import IFile, IFileLock, IFileSystem
+from ._simnodes import SECTOR, Content, Copier, Directory, Keep, Node, Unsynced
 
-__all__ = ["SECTOR", "SimulatedFileSystem"]
+__all__ = ["SECTOR", "Keep", "SimulatedFileSystem", "Unsynced"]
 
-_T = TypeVar("_T")
-
-SECTOR = 512
-"""Bytes that a disk writes atomically."""
 _ENDLESS = 1 << 60
-
-Keep = Literal["none", "all", "prefix"] | random.Random
-"""What survives of that which was not synced: nothing, all, the older half of it, or a random subset."""
-
-
-class _Content:
-    """One file's bytes: what programs see, what is on the disk, and which sectors differ, oldest change first."""
-
-    def __init__(self) -> None:
-        self.cached = bytearray()
-        self.durable = bytearray()
-        self.dirty: dict[int, None] = {}
-        self._shared = False
-
-    def write(self, offset: int, data: bytes) -> None:
-        self.own()
-        end = offset + len(data)
-        if end > len(self.cached):
-            self.cached.extend(bytes(end - len(self.cached)))
-        self.cached[offset:end] = data
-        dirty, sectors = self.dirty, range(offset // SECTOR, -(-end // SECTOR))
-        if dirty:
-            for sector in sectors:
-                dirty.pop(sector, None)
-        dirty.update(dict.fromkeys(sectors))
-
-    def sync(self) -> None:
-        self.own()
-        self._persist(self.dirty, len(self.cached))
-        self.dirty.clear()
-
-    def own(self) -> None:
-        """Before a change: part with the bytes that a copy has too."""
-        if self._shared:
-            self.cached, self.durable, self._shared = self.cached[:], self.durable[:], False
-
-    def _persist(self, sectors: Iterable[int], size: int) -> None:
-        # A size that is durable while a sector in it is not leaves zeros there.
-        self.durable.extend(bytes(max(0, size - len(self.durable))))
-        first = last = -1
-        for sector in sorted(sectors):
-            if sector != last:
-                self._copy(first, last, size)
-                first = sector
-            last = sector + 1
-        self._copy(first, last, size)
-
-    def _copy(self, first: int, last: int, size: int) -> None:
-        """Bring a row of sectors to the disk."""
-        start, end = first * SECTOR, min(last * SECTOR, size)
-        if start >= 0:
-            self.durable[start:end] = self.cached[start:end]
-
-    def copy(self) -> _Content:
-        other = _Content()
-        other.cached, other.durable, other.dirty = self.cached, self.durable, dict(self.dirty)
-        other._shared = self._shared = True
-        return other
-
-    def after_crash(self, keep: Keep) -> _Content:
-        kept = _choose(list(self.dirty), keep)
-        size = len(self.durable)
-        if kept:
-            size = max(size, min(len(self.cached), (max(kept) + 1) * SECTOR))
-        if keep == "all" or (isinstance(keep, random.Random) and keep.random() < 0.5):
-            size = max(size, len(self.cached))
-        other = self.copy()
-        if kept or size > len(self.durable):
-            other.own()
-            other._persist(kept, size)
-        other.cached, other.dirty = other.durable, {}
-        other._shared = True
-        return other
-
-
-class _Directory:
-    """Names: what programs see, what is on the disk, and the changes between, oldest first.
-
-    A change sets some names to nodes (or to None: gone), all at once.
-    """
-
-    def __init__(self) -> None:
-        self.names: dict[str, _Node] = {}
-        self.durable: dict[str, _Node] = {}
-        self.changes: list[dict[str, _Node | None]] = []
-
-    def change(self, change: dict[str, _Node | None]) -> None:
-        self.changes.append(change)
-        _apply_change(self.names, change)
-
-    def sync(self) -> None:
-        self.durable = dict(self.names)
-        self.changes.clear()
-
-
-_Node = _Content | _Directory
-
-
-def _apply_change(names: dict[str, _Node], change: dict[str, _Node | None]) -> None:
-    for name, node in change.items():
-        if node is None:
-            names.pop(name, None)
-        else:
-            names[name] = node
-
-
-def _choose(items: list[_T], keep: Keep) -> list[_T]:
-    if keep == "none":
-        return []
-    if keep == "all":
-        return items
-    if keep == "prefix":
-        return items[: len(items) // 2]
-    return [item for item in items if keep.random() < 0.5]
-
-
-class _Copier:
-    """Copies a tree of nodes; a node that has two names, or one that is not durable, stays one node."""
-
-    def __init__(self, keep: Keep | None) -> None:
-        self.lost = self.torn = 0
-        self._keep = keep
-        self._copies: dict[int, _Node] = {}
-
-    def copy(self, node: _Node) -> _Node:
-        known = self._copies.get(id(node))
-        if known is not None:
-            return known
-        if isinstance(node, _Content):
-            content = node.copy() if self._keep is None else self._after_crash(node, self._keep)
-            self._copies[id(node)] = content
-            return content
-        directory = _Directory()
-        self._copies[id(node)] = directory
-        if self._keep is None:
-            directory.names = self._names(node.names)
-            directory.durable = self._names(node.durable)
-            directory.changes = [
-                {name: None if child is None else self.copy(child) for name, child in change.items()}
-                for change in node.changes
-            ]
-            return directory
-        names = dict(node.durable)
-        for change in _choose(node.changes, self._keep):
-            _apply_change(names, change)
-        directory.names = self._names(names)
-        directory.durable = dict(directory.names)
-        return directory
-
-    def _after_crash(self, node: _Content, keep: Keep) -> _Content:
-        content = node.after_crash(keep)
-        if node.dirty and keep != "all":
-            lost = content.durable != node.cached
-            self.lost += lost
-            self.torn += lost and content.durable != node.durable
-        return content
-
-    def _names(self, names: dict[str, _Node]) -> dict[str, _Node]:
-        return {name: self.copy(node) for name, node in names.items()}
 
 
 @implementer(IFile)
 class _SimulatedFile:
-    def __init__(self, system: SimulatedFileSystem, path: str, content: _Content) -> None:
+    def __init__(self, system: SimulatedFileSystem, path: str, content: Content) -> None:
         self.path = path
         self._system = system
         self._content = content
@@ -194,7 +30,7 @@ class _SimulatedFile:
     def write(self, offset: int, data: bytes) -> None:
         self._check("write")
         self._system._grow("write", self.path, offset + len(data) - len(self._content.cached))
-        self._content.write(offset, data)
+        self._content.write(offset, data, self._system._changed())
 
     def zero(self, offset: int, size: int) -> None:
         self.write(offset, bytes(size))
@@ -205,7 +41,10 @@ class _SimulatedFile:
         except StorageFailed:
             # As ext4, XFS and Btrfs do: the pages count as clean, though the disk never got them.
             self._content.dirty.clear()
+            self._system._changed()
             raise
+        if self._content.dirty:
+            self._system._changed()
         self._content.sync()
 
     def close(self) -> None:
@@ -242,12 +81,14 @@ class SimulatedFileSystem:
         """Every operation that was begun, with its path; callers may clear it."""
         self.before: Callable[[str, str], None] | None = None
         """Called before each operation with its name and path. It may raise, record, or block."""
+        self.changes = 0
+        """Grows with every change of what programs see, or of what is on the disk."""
         self.dead = False
         """Whether its process has died: nothing that is asked for happens any more, and raises ``StorageFailed``."""
         self.lost_files = self.torn_files = 0
         """In how many files the crash that it comes from has lost something; and only a part of what was not synced."""
         self._faults: dict[str, tuple[int, str]] = {}
-        self._root = _Directory()
+        self._root = Directory()
         self._locks: set[str] = set()
 
     # Faults and crashes
@@ -260,32 +101,52 @@ class SimulatedFileSystem:
         """
         self._faults[operation] = (nth, cause)
 
+    @property
+    def failing(self) -> bool:
+        """Whether there are operations yet to fail."""
+        return bool(self._faults)
+
     def crash(self, keep: Keep = "none", process_only: bool = False) -> SimulatedFileSystem:
         """Return the file system as it looks after a power failure, or after the death of its process alone.
 
         This one stays as it is, so that one state can crash in many ways. Locks are free, faults forgotten.
 
         :param keep: what survives of the sectors that were not synced, and of the names in directories that were
-            not: ``none``, ``all``, ``prefix`` (the older half), or a ``random.Random`` that chooses each. A lost
-            sector holds what it held before: zeros, if it was new.
+            not: ``none``, ``all``, ``prefix`` (the older half), a ``random.Random`` that chooses each, or a set of
+            those that :meth:`unsynced` returns. A lost sector holds what it held before: zeros, if it was new.
         :param process_only: nothing is lost; what was not synced still is not.
         """
         other = SimulatedFileSystem(self.capacity)
-        copier = _Copier(None if process_only else keep)
+        copier = Copier(None if process_only else keep)
         root = copier.copy(self._root)
-        assert isinstance(root, _Directory)
+        assert isinstance(root, Directory)
         other._root = root
         other.lost_files, other.torn_files = copier.lost, copier.torn
         return other
 
+    def unsynced(self) -> list[Unsynced]:
+        """Return all that a power failure would take or leave, oldest first."""
+        found: dict[Unsynced, None] = {}
+        seen: set[int] = set()
+        pending: list[tuple[str, Node]] = [("", self._root)]
+        while pending:
+            path, node = pending.pop()
+            if id(node) in seen:
+                continue
+            seen.add(id(node))
+            found.update(dict.fromkeys(node.unsynced(path or "/")))
+            if isinstance(node, Directory):
+                pending.extend((f"{path}/{name}", child) for name, child in node.children())
+        return sorted(found, key=lambda each: each.stamp)
+
     def files(self) -> list[tuple[str, int]]:
         """Return the path and the size of every file."""
         found: list[tuple[str, int]] = []
-        pending: list[tuple[str, _Directory]] = [("", self._root)]
+        pending: list[tuple[str, Directory]] = [("", self._root)]
         while pending:
             path, directory = pending.pop()
             for name, node in sorted(directory.names.items()):
-                if isinstance(node, _Directory):
+                if isinstance(node, Directory):
                     pending.append((f"{path}/{name}", node))
                 else:
                     found.append((f"{path}/{name}", len(node.cached)))
@@ -297,7 +158,7 @@ class SimulatedFileSystem:
         pending = [self._root]
         while pending:
             for node in pending.pop().names.values():
-                if isinstance(node, _Directory):
+                if isinstance(node, Directory):
                     pending.append(node)
                 else:
                     sizes[id(node)] = len(node.cached)
@@ -309,6 +170,7 @@ class SimulatedFileSystem:
         content.own()
         for version in (content.cached, content.durable):
             version[offset : offset + len(data)] = data
+        self._changed()
 
     def truncate(self, path: str, size: int) -> None:
         """Cut a file short, durably: what a bad copy does."""
@@ -316,6 +178,7 @@ class SimulatedFileSystem:
         content.own()
         del content.cached[size:]
         del content.durable[size:]
+        self._changed()
 
     def _begin(self, operation: str, path: str) -> None:
         self.operations.append((operation, path))
@@ -329,29 +192,34 @@ class SimulatedFileSystem:
         if left > 1:
             self._faults[operation] = (left - 1, cause)
 
+    def _changed(self) -> int:
+        """Count a change, and return its number."""
+        self.changes += 1
+        return self.changes
+
     def _grow(self, operation: str, path: str, size: int) -> None:
         if self.capacity is not None and size > 0 and self.used() + size > self.capacity:
             raise StorageFull(operation, path, "No space left on device")
 
     # Looking up
 
-    def _directory(self, operation: str, path: str) -> _Directory:
-        node: _Node | None = self._root
+    def _directory(self, operation: str, path: str) -> Directory:
+        node: Node | None = self._root
         for part in path.split("/"):
             if part:
-                node = node.names.get(part) if isinstance(node, _Directory) else None
-        if not isinstance(node, _Directory):
+                node = node.names.get(part) if isinstance(node, Directory) else None
+        if not isinstance(node, Directory):
             raise StorageFailed(operation, path, "No such directory")
         return node
 
-    def _place(self, operation: str, path: str) -> tuple[_Directory, str]:
+    def _place(self, operation: str, path: str) -> tuple[Directory, str]:
         parent, _, name = path.rstrip("/").rpartition("/")
         return self._directory(operation, parent), name
 
-    def _file(self, operation: str, path: str) -> _Content:
+    def _file(self, operation: str, path: str) -> Content:
         directory, name = self._place(operation, path)
         node = directory.names.get(name)
-        if not isinstance(node, _Content):
+        if not isinstance(node, Content):
             raise StorageFailed(operation, path, "No such file")
         return node
 
@@ -361,10 +229,10 @@ class SimulatedFileSystem:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.mkdir`."""
         self._begin("mkdir", path)
         directory, name = self._place("mkdir", path)
-        if isinstance(directory.names.get(name), _Content):
+        if isinstance(directory.names.get(name), Content):
             raise StorageFailed("mkdir", path, "it is not a directory")
         if name not in directory.names:
-            directory.change({name: _Directory()})
+            directory.change({name: Directory()}, self._changed())
 
     def create(self, path: str) -> IFile:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.create`."""
@@ -372,8 +240,8 @@ class SimulatedFileSystem:
         directory, name = self._place("create", path)
         if name in directory.names:
             raise StorageFailed("create", path, "File exists")
-        content = _Content()
-        directory.change({name: content})
+        content = Content()
+        directory.change({name: content}, self._changed())
         return _SimulatedFile(self, path, content)
 
     def open(self, path: str) -> IFile:
@@ -412,7 +280,7 @@ class SimulatedFileSystem:
             raise StorageFailed("rename", old, "the new name is in another directory")
         if name not in directory.names:
             raise StorageFailed("rename", old, "No such file or directory")
-        directory.change({new_name: directory.names[name], name: None})
+        directory.change({new_name: directory.names[name], name: None}, self._changed())
 
     def link(self, old: str, new: str) -> None:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.link`."""
@@ -421,7 +289,7 @@ class SimulatedFileSystem:
         directory, name = self._place("link", new)
         if name in directory.names:
             raise StorageFailed("link", new, "File exists")
-        directory.change({name: content})
+        directory.change({name: content}, self._changed())
 
     def free(self, path: str) -> int:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.free`. Without a capacity it is a great number."""
@@ -435,14 +303,17 @@ class SimulatedFileSystem:
         node = directory.names.get(name)
         if node is None:
             raise StorageFailed("remove", path, "No such file or directory")
-        if isinstance(node, _Directory) and node.names:
+        if isinstance(node, Directory) and node.names:
             raise StorageFailed("remove", path, "Directory not empty")
-        directory.change({name: None})
+        directory.change({name: None}, self._changed())
 
     def sync_dir(self, path: str) -> None:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.sync_dir`."""
         self._begin("sync_dir", path)
-        self._directory("sync_dir", path).sync()
+        directory = self._directory("sync_dir", path)
+        if directory.changes:
+            self._changed()
+        directory.sync()
 
     def lock(self, path: str) -> IFileLock:
         """See :meth:`~zlayer_consensus.storage.IFileSystem.lock`."""
@@ -451,6 +322,6 @@ class SimulatedFileSystem:
         if path in self._locks:
             raise StorageLocked(path, "another store in this simulation")
         if name not in directory.names:
-            directory.change({name: _Content()})
+            directory.change({name: Content()}, self._changed())
         self._locks.add(path)
         return _SimulatedLock(self._locks, path)
