@@ -89,6 +89,17 @@ class RecordTests(SynchronousTestCase):
             for at in range(0, len(record), SECTOR):
                 self.assertTrue(any(record[at : at + SECTOR]), f"{len(payload)} bytes, sector at {at}")
 
+    def test_no_sector_is_one_flipped_bit_from_unwritten(self) -> None:
+        """S-02: else a flipped bit in the last record of a busy log would pass for a write that a crash cut short."""
+        single = [bytes(n) + bit + bytes(1200) for n in range(440, 1000, 7) for bit in (b"\x01", b"\x80")]
+        sparse = [(bytes(gap) + b"\x04") * (3000 // gap) for gap in range(200, 600, 5)]
+        for payload in [*self.payloads(), *single, *sparse]:
+            record, _ = encoded(payload)
+            self.assertEqual(payload, decoded(record))
+            for at in range(0, len(record), SECTOR):
+                bits = int.from_bytes(record[at : at + SECTOR], "little").bit_count()
+                self.assertGreater(bits, 1, f"{len(payload)} bytes, sector at {at}")
+
     def test_every_damaged_byte_is_noticed(self) -> None:
         """S-02, S-03, S-04: header, length, payload and padding, each bit of each byte."""
         for payload in (b"", b"some payload", bytes(1200)):

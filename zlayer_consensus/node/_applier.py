@@ -321,8 +321,9 @@ class Applier:
             raise
         except Exception as error:
             rt.log.failure("The newest snapshot could not be loaded")
-            where = f"snapshot {reader.manifest.point.last}"
-            raise StorageCorrupt(where, 0, f"it could not be loaded: {type(error).__name__}: {error}") from error
+            last = reader.manifest.point.last
+            reason = f"it could not be loaded: {type(error).__name__}: {error}"
+            raise StorageCorrupt(f"snapshot {last}", 0, reason, 1, last.index) from error
         finally:
             reader.close()
         self.replacing = False

@@ -61,11 +61,11 @@ def read_identity(file_system: IFileSystem, directory: str, node_id: int | None)
         return None
     data = file_system.read(path, 0, _MAX_SIZE)
     if len(data) < _HEAD.size:
-        raise StorageCorrupt(path, 0, "the file is too short")
+        raise StorageCorrupt(path, 0, "the file is too short", 1)
     magic, version, reserved, length, check = _HEAD.unpack_from(data)
     body = data[_HEAD.size :]
     if magic != _MAGIC or reserved or length != len(body) or crc32(body, version) != check:
-        raise StorageCorrupt(path, 0, "the checksum does not match")
+        raise StorageCorrupt(path, 0, "the checksum does not match", 1)
     if version > FORMAT_VERSION:
         raise WrongIdentity(path, "format version", str(FORMAT_VERSION), str(version))
     identity = _decode(path, version, body)
@@ -83,8 +83,8 @@ def _decode(path: str, version: int, body: bytes) -> Identity:
         sizes = len(identity.incarnation), len(identity.cluster_id), len(identity.origin), len(identity.repair)
         former = {len(each) for each in identity.former}
     except (CborError, TypeError, AttributeError) as error:
-        raise StorageCorrupt(path, _HEAD.size, f"the content is not an identity: {error}") from None
+        raise StorageCorrupt(path, _HEAD.size, f"the content is not an identity: {error}", 1) from None
     wrong = sizes[0] != _INCARNATION_BYTES or sizes[1] not in (0, _CLUSTER_BYTES) or sizes[3] not in (0, _REPAIR_BYTES)
     if version != FORMAT_VERSION or wrong or former - {_CLUSTER_BYTES}:
-        raise StorageCorrupt(path, _HEAD.size, "the content is not an identity")
+        raise StorageCorrupt(path, _HEAD.size, "the content is not an identity", 1)
     return identity

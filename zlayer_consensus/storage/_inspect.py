@@ -419,3 +419,7 @@ def _check_seal(files: IFileSystem, segment: Segment, index: LogIndex) -> None:
     if wrong and not (wrong == ["last_term"] and index.last.term < 0):
         reason = f"the seal and the records do not agree on {', '.join(wrong)}"
         raise StorageCorrupt(segment.path, at, reason, seal.first, seal.last)
+    behind = _next_written(files, segment.path, at + header.size, segment.header.size)
+    if behind is not None:
+        # It costs no entry, but nothing of ours wrote it.
+        raise StorageCorrupt(segment.path, behind, "there are bytes behind the seal", seal.last + 1, seal.last)

@@ -66,6 +66,7 @@ def verify_parts(files: IFileSystem, snapshot: SnapshotFile) -> Iterator[int]:
     :raises StorageCorrupt: at the first part that is not what the manifest says.
     """
     assert snapshot.manifest is not None
+    last = snapshot.manifest.point.last.index
     for part, (size, digest) in enumerate(snapshot.manifest.parts):
-        verify_part(files, posixpath.join(snapshot.path, str(part)), size, digest)
+        verify_part(files, posixpath.join(snapshot.path, str(part)), size, digest, last)
         yield size

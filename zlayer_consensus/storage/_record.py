@@ -54,7 +54,8 @@ _STRIPED = 1
 _STRIPE = SECTOR - 1
 # Any byte but zero: it makes the last sector of a record, and each sector of a striped one, differ from unwritten.
 _END = b"\xa5"
-_ZERO_SECTOR = bytes(SECTOR)
+_MANY_ZEROS = bytes(SECTOR // 2)
+"""A sector without so many zeros in a row has two other bytes at least, and one flipped bit does not make it zeros."""
 
 # magic, type, flags, reserved, stored length, entries, first index, last index, position, payload crc
 _HEADER = struct.Struct("<4sBBHIIQQQI")
@@ -173,7 +174,7 @@ def encode_record(
     :param chain: chain value of the record before.
     """
     flags = 0
-    if _ZERO_SECTOR in payload:
+    if _MANY_ZEROS in payload:
         flags = _STRIPED
         payload = _END.join([payload[at : at + _STRIPE] for at in range(0, len(payload), _STRIPE)])
     length = len(payload)

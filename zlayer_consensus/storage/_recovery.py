@@ -96,7 +96,7 @@ def beginnings(file_system: IFileSystem, layout: Layout) -> list[str]:
     for path in found:
         if file_system.read(path, SEGMENT_HEADER, file_system.size(path)).strip(b"\0"):
             missing = f"{layout.directory}/{IDENTITY_NAME}"
-            raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records")
+            raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records", 1)
     return found
 
 
@@ -143,10 +143,10 @@ class _Recovery:
                     self._obsolete.append(path)
                 continue
             if parsed[0] in found:
-                raise StorageCorrupt(path, 0, f"there is another segment {parsed[0]}")
+                raise StorageCorrupt(path, 0, f"there is another segment {parsed[0]}", parsed[1])
             found[parsed[0]] = path
         if not found:
-            raise StorageCorrupt(self._layout.wal, 0, "all segments of the log are missing, though it was begun")
+            raise StorageCorrupt(self._layout.wal, 0, "all segments of the log are missing, though it was begun", 1)
         segments: list[Segment] = []
         seq = max(found)
         while seq in found:

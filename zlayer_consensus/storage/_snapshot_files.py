@@ -98,7 +98,7 @@ class SnapshotDirectory:
             index, term = (int(number) for number in match.groups()) if match else (0, 0)
             if not (0 < index <= MAX_INDEX and term <= MAX_TERM):
                 # It may be a snapshot whose name was damaged: to go on without it would be a guess.
-                raise StorageCorrupt(posixpath.join(self.root, name), 0, "this is not a snapshot; move it elsewhere")
+                raise StorageCorrupt(posixpath.join(self.root, name), 0, "this is not a snapshot; move it elsewhere", 1)
             positions.append(LogId(term, index))
         return sorted(positions, key=lambda position: (position.index, position.term))
 
@@ -115,18 +115,18 @@ class SnapshotDirectory:
 
         :raises StorageCorrupt: if anything is wrong.
         """
-        directory = self.path_of(position)
+        directory, last = self.path_of(position), position.index
         path = posixpath.join(directory, _MANIFEST)
         if not self.files.exists(path):
-            raise StorageCorrupt(path, 0, "the manifest is missing")
+            raise _corrupt(path, 0, "the manifest is missing", last)
         try:
             manifest = unseal_manifest(self.files.read(path, 0, MAX_MANIFEST_FILE))
         except ManifestDamage as damage:
-            raise StorageCorrupt(path, damage.offset, str(damage)) from damage
+            raise _corrupt(path, damage.offset, str(damage), last) from damage
         if manifest.point.last != position:
-            raise StorageCorrupt(path, 0, f"it is the manifest of {manifest.point.last}")
+            raise _corrupt(path, 0, f"it is the manifest of {manifest.point.last}", last)
         for part, (size, _) in enumerate(manifest.parts):
-            _check_size(self.files, posixpath.join(directory, str(part)), size)
+            _check_size(self.files, posixpath.join(directory, str(part)), size, last)
         return manifest
 
     def begin(self, tmp: str) -> None:
@@ -182,26 +182,32 @@ def _number(tmp: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _check_size(files: IFileSystem, path: str, size: int) -> None:
+def _corrupt(path: str, offset: int, reason: str, last: int) -> StorageCorrupt:
+    """A snapshot stands for all entries up to its position."""
+    return StorageCorrupt(path, offset, reason, 1, last)
+
+
+def _check_size(files: IFileSystem, path: str, size: int, last: int) -> None:
     if not files.exists(path):
-        raise StorageCorrupt(path, 0, "the part is missing")
+        raise _corrupt(path, 0, "the part is missing", last)
     found = files.size(path)
     if found != size:
-        raise StorageCorrupt(path, min(found, size), f"the part has {found} bytes, and the manifest says {size}")
+        raise _corrupt(path, min(found, size), f"the part has {found} bytes, and the manifest says {size}", last)
 
 
-def verify_part(files: IFileSystem, path: str, size: int, digest: bytes) -> None:
+def verify_part(files: IFileSystem, path: str, size: int, digest: bytes, last: int) -> None:
     """Read a whole part and compare it with its manifest.
 
+    :param last: the snapshot's index.
     :raises StorageCorrupt: if it is not what the manifest says.
     """
-    for _ in verify_steps(files, path, size, digest, _BLOCK):
+    for _ in verify_steps(files, path, size, digest, last, _BLOCK):
         pass
 
 
-def verify_steps(files: IFileSystem, path: str, size: int, digest: bytes, piece: int) -> Iterator[int]:
+def verify_steps(files: IFileSystem, path: str, size: int, digest: bytes, last: int, piece: int) -> Iterator[int]:
     """Do what :func:`verify_part` does in pieces of so many bytes; yield the size of each."""
-    _check_size(files, path, size)
+    _check_size(files, path, size, last)
     sha, frames = hashlib.sha256(), FrameReader(size)
     try:
         for offset in range(0, size, piece):
@@ -211,9 +217,9 @@ def verify_steps(files: IFileSystem, path: str, size: int, digest: bytes, piece:
             yield len(block)
         frames.finish()
     except ValueError as error:
-        raise StorageCorrupt(path, frames.offset, str(error)) from error
+        raise _corrupt(path, frames.offset, str(error), last) from error
     if sha.digest() != digest:
-        raise StorageCorrupt(path, 0, "the part's SHA-256 digest is not the manifest's")
+        raise _corrupt(path, 0, "the part's SHA-256 digest is not the manifest's", last)
 
 
 class PartsReader:
@@ -235,13 +241,13 @@ class PartsReader:
         wanted = min(size, length - offset)
         data = self._files.read(path, offset, wanted) if wanted else b""
         if len(data) != wanted:
-            raise StorageCorrupt(path, offset + len(data), "the part ends before its size")
+            raise _corrupt(path, offset + len(data), "the part ends before its size", self._manifest.point.last.index)
         return data
 
     def _verify(self, part: int) -> str:
         path = posixpath.join(self._directory, str(part))
         if part not in self._verified:
-            verify_part(self._files, path, *self._manifest.parts[part])
+            verify_part(self._files, path, *self._manifest.parts[part], self._manifest.point.last.index)
             self._verified.add(part)
         return path
 
@@ -257,7 +263,8 @@ class PartsReader:
                 chunks = self._frames.feed(block)
             except ValueError as error:
                 path = posixpath.join(self._directory, str(self._part))
-                raise StorageCorrupt(path, self._frames.offset, str(error)) from error
+                last = self._manifest.point.last.index
+                raise _corrupt(path, self._frames.offset, str(error), last) from error
             if self._offset == size:
                 self._part, self._frames = self._part + 1, None
             if chunks:
@@ -363,7 +370,7 @@ class PartsReceiver:
         self._close()
         try:
             # Read back: what will be published is what lies on the disk.
-            verify_part(files, path, size, digest)
+            verify_part(files, path, size, digest, self._manifest.point.last.index)
         except StorageCorrupt as damage:
             files.remove(path)
             raise ValueError(f"part {part} did not arrive as it was announced: {damage.reason}") from damage
@@ -391,10 +398,10 @@ class PartsReceiver:
         :raises ValueError: if a part that an earlier process received has rotted since.
         """
         self._begin()
-        files = self._directory.files
+        files, last = self._directory.files, manifest.point.last.index
         for part in range(self.parts):
             try:
-                verify_part(files, posixpath.join(self._tmp, str(part)), *self._manifest.parts[part])
+                verify_part(files, posixpath.join(self._tmp, str(part)), *self._manifest.parts[part], last)
             except StorageCorrupt as damage:
                 raise ValueError(f"part {part} is not as it was received: {damage.reason}") from damage
         files.remove(posixpath.join(self._tmp, ANNOUNCED))

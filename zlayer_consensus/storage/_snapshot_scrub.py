@@ -65,9 +65,10 @@ class SnapshotScrub:
         path = directory.path_of(position)
         manifest = directory.load(position)
         if known is not None and manifest != known:
-            raise StorageCorrupt(posixpath.join(path, "manifest"), 0, "it is another manifest than it was")
+            reason = "it is another manifest than it was"
+            raise StorageCorrupt(posixpath.join(path, "manifest"), 0, reason, 1, position.index)
         yield posixpath.join(path, "manifest"), 0
         for part, (size, digest) in enumerate(manifest.parts):
             part_path = posixpath.join(path, str(part))
-            for read in verify_steps(directory.files, part_path, size, digest, piece):
+            for read in verify_steps(directory.files, part_path, size, digest, position.index, piece):
                 yield part_path, read

@@ -201,7 +201,8 @@ class SnapshotStore:
                 raise
             return Piece(path=damage.path, last=True), damage
         if piece.missing and self._is_newest(position):
-            raise StorageCorrupt(piece.path, 0, f"the newest snapshot, of {position}, is missing")
+            reason = f"the newest snapshot, of {position}, is missing"
+            raise StorageCorrupt(piece.path, 0, reason, 1, position.index)
         return piece, None
 
     def _is_newest(self, position: LogId) -> bool:

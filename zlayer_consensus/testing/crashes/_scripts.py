@@ -6,13 +6,14 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Self
 
-from ...raft import NO_LOG, Entry, EntryKind, HardState, LogId, LogWrite
+from ...raft import NO_LOG, Entry, EntryKind, HardState, LogId, LogWrite, Member, Membership
 from ...storage import Identity
 from .._simnodes import SECTOR
 from ._logs import LogStep
 
 __all__ = ["SCRIPTS", "Script", "random_script"]
 
+_MEMBERSHIP = Membership.initial(Member(each, bytes([each]) * 16, f"host-{each}:7001") for each in (1, 2, 3))
 _TIME_MS = 1_700_000_000_000
 _KINDS = (EntryKind.COMMAND, EntryKind.COMMAND, EntryKind.COMMAND, EntryKind.CONFIG, EntryKind.NOOP, EntryKind.SESSION)
 
@@ -44,8 +45,10 @@ class Script:
             index = self.last.index + 1
             self.last = LogId(self.term, index)
             self.terms[index] = self.term
+            kind = self.rng.choice(_KINDS)
             content = self.rng.choice((self.rng.randbytes, bytes, self._sparse))(size)
-            made.append(Entry.make(index, self.term, self.rng.choice(_KINDS), content, _TIME_MS + index))
+            payload = _MEMBERSHIP.encode() if kind == EntryKind.CONFIG else content
+            made.append(Entry.make(index, self.term, kind, payload, _TIME_MS + index))
         return tuple(made)
 
     def _sparse(self, size: int) -> bytes:
