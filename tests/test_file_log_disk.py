@@ -5,6 +5,8 @@ The file log store on disks that fail, are full or slow, and how it prepares its
 from __future__ import annotations
 
 import random
+import shutil
+import tempfile
 from typing import cast
 
 from twisted.internet.task import Clock
@@ -22,6 +24,7 @@ from tests.log_store_kit import (
     result,
     store,
 )
+from tests.real_disk import RealDisk
 from zlayer_consensus.errors import ConfigError, StorageFailed, StorageFull
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogWrite
 from zlayer_consensus.storage import FileLogStore
@@ -41,8 +44,11 @@ def segments(disk: SimulatedFileSystem) -> list[str]:
 
 
 class FailingDiskTests(SynchronousTestCase):
+    def make_disk(self) -> SimulatedFileSystem:
+        return SimulatedFileSystem()
+
     def setUp(self) -> None:
-        self.disk = SimulatedFileSystem()
+        self.disk = self.make_disk()
         self.executor = HeldExecutor()
         self.log = store(self.disk, executor=self.executor)
         start = self.log.open()
@@ -127,7 +133,7 @@ class FailingDiskTests(SynchronousTestCase):
     def test_a_failed_rotation_is_final(self) -> None:
         """S-12: the rename or the directory's sync of a new segment."""
         for operation in ("rename", "sync_dir", "create"):
-            disk = SimulatedFileSystem()
+            disk = self.make_disk()
             log, _ = opened(disk)
             append(log, 1, 30)
             disk.fail(operation)
@@ -138,6 +144,15 @@ class FailingDiskTests(SynchronousTestCase):
                     index += 10
             _, start = opened(disk.crash("none"))
             self.assertEqual(index - 1, start.last.index)
+
+
+class RealFailingDiskTests(FailingDiskTests):
+    """S-12: the same on the real file system, with an operation of it failed."""
+
+    def make_disk(self) -> SimulatedFileSystem:
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        return RealDisk.make(place)
 
 
 class FullDiskTests(SynchronousTestCase):

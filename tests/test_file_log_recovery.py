@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import random
 import shutil
+import tempfile
 from zlib import crc32
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.log_store_kit import DIRECTORY, SMALL, WAL, append, content, entries, entry, opened, result, store
+from tests.real_disk import RealDisk
 from zlayer_consensus.errors import StorageCorrupt, StorageError, WrongIdentity
 from zlayer_consensus.raft import Entry, HardState, LogId, LogWrite, Start
 from zlayer_consensus.storage import FileLogStore, InlineExecutor
@@ -70,7 +72,19 @@ def state(log: FileLogStore, start: Start) -> tuple[object, ...]:
     return start.hard_state, start.purged, start.last, start.terms, start.configs, content(log, start)
 
 
+class OnRealFiles(SynchronousTestCase):
+    """Mixed in before a test case, it runs that on the real file system."""
+
+    def make_disk(self) -> SimulatedFileSystem:
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        return RealDisk.make(place)
+
+
 class DamageTestCase(SynchronousTestCase):
+    def make_disk(self) -> SimulatedFileSystem:
+        return SimulatedFileSystem()
+
     def refuse(self, disk: SimulatedFileSystem) -> StorageCorrupt:
         """Opens a damaged log; it must be refused, and stay as it is."""
         disk = copied(disk)
@@ -85,7 +99,7 @@ class RecoveryTests(DamageTestCase):
     """On a log of 60 entries in one segment; the last record is large, and no other follows it."""
 
     def setUp(self) -> None:
-        self.disk = SimulatedFileSystem()
+        self.disk = self.make_disk()
         log, _ = opened(self.disk, segment_bytes=256 << 10)
         for first in range(1, 50, 10):
             append(log, first, first + 9)
@@ -213,7 +227,7 @@ class RecoveryTests(DamageTestCase):
 
     def test_what_recovery_reports_is_durable(self) -> None:
         """Design, "Stores": a killed process leaves what is in the page cache alone; it is synced before it counts."""
-        held = SimulatedFileSystem()
+        held = self.make_disk()
         log, _ = opened(held)
         append(log, 1, 5)
         held.fail("sync")
@@ -228,7 +242,7 @@ class SegmentFileTests(DamageTestCase):
     """On a log of several segments."""
 
     def setUp(self) -> None:
-        self.disk = SimulatedFileSystem()
+        self.disk = self.make_disk()
         self.log, _ = opened(self.disk)
         for first in range(1, 400, 10):
             append(self.log, first, first + 9)
@@ -305,7 +319,7 @@ class SegmentFileTests(DamageTestCase):
 
     def test_another_nodes_segment_is_refused(self) -> None:
         """S-09: a file copied in from another data directory of the same node id."""
-        other = SimulatedFileSystem()
+        other = self.make_disk()
         log, _ = opened(other, random_bytes=random.Random("another").randbytes)
         for first in range(1, 400, 10):
             append(log, first, first + 9)
@@ -319,6 +333,17 @@ class SegmentFileTests(DamageTestCase):
         disk = copied(self.disk)
         disk.corrupt(self.paths[2], 0, disk.read(self.paths[3], 0, SMALL))
         self.assertEqual(self.paths[2], self.refuse(disk).path)
+
+    def test_old_bytes_of_another_segment_are_rot(self) -> None:
+        """S-06: writes that got lost, so that what the file held in an earlier life shows; in part, and as a whole."""
+        earlier = self.disk.read(self.paths[1], SEGMENT_HEADER, SMALL - SEGMENT_HEADER)
+        there = records(self.disk, self.paths[-1])
+        end = there[-1].position + there[-1].size
+        for offset in (SEGMENT_HEADER, there[-1].position, end):
+            disk = copied(self.disk)
+            disk.corrupt(self.paths[-1], offset, earlier[: SMALL - offset])
+            error = self.refuse(disk)
+            self.assertEqual((self.paths[-1], offset), (error.path, error.offset))
 
     def test_a_later_format_is_refused(self) -> None:
         """S-25: as another format, not as damage."""
@@ -365,6 +390,14 @@ class SegmentFileTests(DamageTestCase):
         disk = copied(self.disk)
         disk.truncate(f"{DIRECTORY}/identity", 10)
         self.assertEqual(f"{DIRECTORY}/identity", self.refuse(disk).path)
+
+
+class RealRecoveryTests(OnRealFiles, RecoveryTests):
+    """S-01, S-02, S-03, S-04, S-05, S-18, H-25, H-35, J-100: the same on the real file system."""
+
+
+class RealSegmentFileTests(OnRealFiles, SegmentFileTests):
+    """S-02, S-05, S-06, S-07, S-08, S-09, S-13, S-18, S-19, S-25, S-26, J-100: the same on the real file system."""
 
 
 class LostSectorTests(SynchronousTestCase):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import shutil
+import tempfile
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.real_disk import RealDisk
 from zlayer_consensus import _cbor
 from zlayer_consensus.errors import StorageCorrupt, StorageFailed, StorageFull, StorageLocked
 from zlayer_consensus.raft import AddLearner, LogId, Member, Membership, RemoveLearner, SnapshotPoint
@@ -52,6 +55,12 @@ def ignore(state: Any, command: Any) -> None:
 
 
 class Case(SynchronousTestCase):
+    stride = 1
+    """Of the places that can be damaged, every so many are."""
+
+    def make_files(self) -> SimulatedFileSystem:
+        return SimulatedFileSystem()
+
     def store(self, files: SimulatedFileSystem, part_bytes: int = 400, keep: int = 2) -> FileStateMachine:
         return FileStateMachine(
             "/data", {}, ignore, executor=InlineExecutor(), file_system=files, part_bytes=part_bytes, keep=keep
@@ -110,7 +119,7 @@ class Case(SynchronousTestCase):
 class LayoutTests(Case):
     def test_files_on_the_disk(self) -> None:
         """The documented layout: directories by position, parts by number, a manifest."""
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         manifest = self.save(store, point(5), NEW)
         self.assertEqual(files.list(ROOT), ["5-2", "LOCK"])
@@ -118,7 +127,7 @@ class LayoutTests(Case):
         self.assertEqual([files.size(f"{ROOT}/5-2/{part}") for part in range(3)], [size for size, _ in manifest.parts])
 
     def test_parts_are_bounded(self) -> None:
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files, part_bytes=1000)
         manifest = self.save(store, point(5), (b"x" * 100,) * 50)
         self.assertEqual(len(manifest.parts), 6)
@@ -126,14 +135,14 @@ class LayoutTests(Case):
         self.assertEqual(self.load(store.reader()), (b"x" * 100,) * 50)
 
     def test_oversized_chunk_is_refused(self) -> None:
-        store = self.opened(SimulatedFileSystem())
+        store = self.opened(self.make_files())
         writer = store.writer(point(5))
         self.failureResultOf(writer.write(bytes(16 << 20)), ValueError)
         self.failureResultOf(writer.write("text"), TypeError)  # type: ignore[arg-type]
         self.successResultOf(writer.abort())
 
     def test_two_snapshots_are_kept(self) -> None:
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         for index in range(1, 6):
             self.save(store, point(index), (b"%d" % index,))
@@ -141,7 +150,7 @@ class LayoutTests(Case):
 
     def test_open_reader_holds_its_snapshot(self) -> None:
         """An older snapshot goes when its last reader is closed, and not before."""
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         self.save(store, point(1), OLD)
         readers = [store.reader(), store.reader()]
@@ -155,14 +164,14 @@ class LayoutTests(Case):
 
     def test_directory_is_locked(self) -> None:
         """Two stores would remove each other's unfinished snapshots."""
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         self.failureResultOf(self.store(files).open(), StorageLocked)
         self.successResultOf(store.close())
         self.opened(files)
 
     def test_failed_opening_gives_the_lock_back(self) -> None:
-        files = SimulatedFileSystem()
+        files = self.make_files()
         for operation in ("mkdir", "sync_dir", "lock", "list"):
             files.fail(operation)
             store = self.store(files)
@@ -175,7 +184,7 @@ class LayoutTests(Case):
         source = MemStateMachine({}, ignore)
         self.successResultOf(source.open())
         manifest = self.save(source, point(5), NEW)
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         receiver = store.receiver(manifest)
         self.successResultOf(receiver.write(0, 0, self.raw(source)[0]))
@@ -188,10 +197,10 @@ class LayoutTests(Case):
 
     def test_backends_understand_each_other(self) -> None:
         """What one kind of store sends, the other takes: the parts are the wire format."""
-        stores = [self.opened(SimulatedFileSystem()), MemStateMachine({}, ignore), MemStateMachine({}, ignore)]
+        stores = [self.opened(self.make_files()), MemStateMachine({}, ignore), MemStateMachine({}, ignore)]
         self.successResultOf(stores[1].open())
         self.successResultOf(stores[2].open())
-        stores.append(self.opened(SimulatedFileSystem()))
+        stores.append(self.opened(self.make_files()))
         self.save(stores[0], point(5), NEW)
         for source, target in itertools.pairwise(stores):
             newest = source.newest()
@@ -208,13 +217,13 @@ class LayoutTests(Case):
         manifest = Manifest(point(5), ((len(data), hashlib.sha256(data).digest()),))
         memory = MemStateMachine({}, ignore)
         self.successResultOf(memory.open())
-        for store in (memory, self.opened(SimulatedFileSystem())):
+        for store in (memory, self.opened(self.make_files())):
             receiver = store.receiver(manifest)
             self.failureResultOf(receiver.write(0, 0, data), ValueError)
             self.assertEqual(receiver.position, (0, 0))
 
     def test_old_snapshot_that_cannot_be_removed_is_no_reason_to_stop(self) -> None:
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         self.save(store, point(1), OLD)
         self.save(store, point(2), OLD)
@@ -231,7 +240,7 @@ class LayoutTests(Case):
 class RemovalTests(Case):
     def test_half_removed_snapshot_is_a_leftover(self) -> None:
         """J-90: a crash while an old snapshot is removed never leaves a name without its files."""
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         for index in (1, 2):
             self.save(store, point(index), OLD)
@@ -263,7 +272,7 @@ class FaultTests(Case):
         """S-15."""
         for operation in ("mkdir", "create", "write", "sync", "sync_dir", "rename"):
             for nth in range(1, 100):
-                files = SimulatedFileSystem()
+                files = self.make_files()
                 store = self.opened(files)
                 self.save(store, point(1), OLD)
                 files.fail(operation, nth)
@@ -286,7 +295,7 @@ class FaultTests(Case):
 
     def test_leftovers_that_cannot_be_removed_are_in_nobodys_way(self) -> None:
         """The next snapshot can be taken, also if it is one of the same position; and an opening removes them."""
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         for at in (1, 1, 2):
             writer = store.writer(point(at))
@@ -307,9 +316,11 @@ class FaultTests(Case):
         assert content is not None
         self.assertEqual(content[1], NEW)
 
+
+class SnapshotSpaceTests(Case):
     def test_full_disk_everywhere(self) -> None:
         """S-11, at every size of the room that is left."""
-        whole = SimulatedFileSystem()
+        whole = self.make_files()
         store = self.opened(whole)
         self.save(store, point(1), OLD)
         before = whole.used()
@@ -334,7 +345,7 @@ class DamageTests(Case):
     """J-89, J-90, S-16: damage is named and refused; the store is never taken for empty, nor for an older one."""
 
     def setUp(self) -> None:
-        self.files = SimulatedFileSystem()
+        self.files = self.make_files()
         store = self.opened(self.files)
         self.save(store, point(1), OLD)
         self.save(store, point(2), NEW)
@@ -372,7 +383,7 @@ class DamageTests(Case):
         for name in self.files.list(self.directory):
             path = f"{self.directory}/{name}"
             size = self.files.size(path)
-            for offset in range(size):
+            for offset in range(0, size, self.stride):
                 files = self.files.crash("all")
                 [byte] = files.read(path, offset, 1)
                 files.corrupt(path, offset, bytes([byte ^ (1 << offset % 8)]))
@@ -382,7 +393,7 @@ class DamageTests(Case):
     def test_every_truncation_is_refused(self) -> None:
         for name in self.files.list(self.directory):
             path = f"{self.directory}/{name}"
-            for size in range(self.files.size(path)):
+            for size in range(0, self.files.size(path), self.stride):
                 files = self.files.crash("all")
                 files.truncate(path, size)
                 self.refuse(files, path)
@@ -411,7 +422,7 @@ class DamageTests(Case):
     def test_swapped_parts_are_refused(self) -> None:
         """S-05: a valid part in the place of another."""
         chunks = (b"a" * 300, b"b" * 300)
-        files = SimulatedFileSystem()
+        files = self.make_files()
         store = self.opened(files)
         self.save(store, point(5), chunks)
         self.successResultOf(store.close())
@@ -468,6 +479,29 @@ class DamageTests(Case):
         store = self.opened(self.files)
         self.files.fail("read")
         self.failureResultOf(store.reader().next_chunk(), StorageFailed)
+
+
+class OnRealFiles(Case):
+    """Mixed in before a test case, it runs that on the real file system."""
+
+    stride = 53
+
+    def make_files(self) -> SimulatedFileSystem:
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        return RealDisk.make(place)
+
+
+class RealLayoutTests(OnRealFiles, LayoutTests):
+    """S-20: the same on the real file system."""
+
+
+class RealFaultTests(OnRealFiles, FaultTests):
+    """S-12, S-15: the same on the real file system, whose operations fail."""
+
+
+class RealDamageTests(OnRealFiles, DamageTests):
+    """S-05, S-16, S-25, J-89, J-90: the same on the real file system."""
 
 
 class ManifestTests(SynchronousTestCase):
