@@ -17,6 +17,7 @@ def make_log(files: IFileSystem, executor: IExecutor, segment_bytes: int = 16 <<
         file_system=files,
         executor=executor,
         segment_bytes=segment_bytes,
+        reserve_bytes=16 << 10,
         tail_bytes=2000,
         random_bytes=random.Random("salts").randbytes,
     )

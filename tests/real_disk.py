@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from collections.abc import Callable
 from typing import Any
 
 from zope.interface import implementer
@@ -31,6 +32,13 @@ class RealDisk(SimulatedFileSystem):
         self._numbers = itertools.count() if numbers is None else numbers
         self.root = os.path.join(place, str(next(self._numbers)))
         self._real = RealFileSystem()
+        self._held: list[Callable[[], None]] = []
+
+    def die(self) -> None:
+        """Close every file, and give every lock back, as the end of a process does."""
+        held, self._held = self._held, []
+        for close in held:
+            close()
 
     @classmethod
     def make(cls, place: str) -> RealDisk:
@@ -42,7 +50,8 @@ class RealDisk(SimulatedFileSystem):
     def crash(self, keep: Any = "none", process_only: bool = False) -> RealDisk:
         """Return a copy."""
         other = RealDisk(self.place, self._numbers)
-        shutil.copytree(self.root, other.root, copy_function=_copied)
+        other._held = self._held
+        shutil.copytree(self.root, other.root, copy_function=shutil.copyfile)
         return other
 
     def files(self) -> list[tuple[str, int]]:
@@ -74,12 +83,16 @@ class RealDisk(SimulatedFileSystem):
     def create(self, path: str) -> IFile:
         """See IFileSystem."""
         self._begin("create", path)
-        return _RealDiskFile(self, path, self._real.create(self.root + path))
+        return self._opened(path, self._real.create(self.root + path))
 
     def open(self, path: str) -> IFile:
         """See IFileSystem."""
         self._begin("open", path)
-        return _RealDiskFile(self, path, self._real.open(self.root + path))
+        return self._opened(path, self._real.open(self.root + path))
+
+    def _opened(self, path: str, file: IFile) -> IFile:
+        self._held.append(file.close)
+        return _RealDiskFile(self, path, file)
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         """See IFileSystem."""
@@ -126,15 +139,9 @@ class RealDisk(SimulatedFileSystem):
     def lock(self, path: str) -> IFileLock:
         """See IFileSystem."""
         self._begin("lock", path)
-        return self._real.lock(self.root + path)
-
-
-def _copied(source: str, target: str) -> None:
-    # A megabyte that is made once and never written to.
-    if source.endswith("/reserve"):
-        os.link(source, target)
-    else:
-        shutil.copyfile(source, target)
+        lock = self._real.lock(self.root + path)
+        self._held.append(lock.release)
+        return lock
 
 
 @implementer(IFile)

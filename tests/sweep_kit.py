@@ -171,7 +171,7 @@ class Verifier:
     def places(self) -> Iterator[tuple[str, int, int]]:
         """Yield path, offset and value of each byte that it claims to check."""
         for path, size in self._files.files():
-            if kind_of(path) not in ("LOCK", "reserve"):
+            if kind_of(path) not in ("LOCK", "reserve") and not path.endswith(".tmp"):
                 for offset, value in enumerate(self._files.read(path, 0, size)):
                     yield path, offset, value
 

@@ -152,7 +152,9 @@ class RealFailingDiskTests(FailingDiskTests):
     def make_disk(self) -> SimulatedFileSystem:
         place = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, place)
-        return RealDisk.make(place)
+        disk = RealDisk.make(place)
+        self.addCleanup(disk.die)
+        return disk
 
 
 class FullDiskTests(SynchronousTestCase):

@@ -78,7 +78,9 @@ class OnRealFiles(SynchronousTestCase):
     def make_disk(self) -> SimulatedFileSystem:
         place = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, place)
-        return RealDisk.make(place)
+        disk = RealDisk.make(place)
+        self.addCleanup(disk.die)
+        return disk
 
 
 class DamageTestCase(SynchronousTestCase):

@@ -489,7 +489,9 @@ class OnRealFiles(Case):
     def make_files(self) -> SimulatedFileSystem:
         place = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, place)
-        return RealDisk.make(place)
+        disk = RealDisk.make(place)
+        self.addCleanup(disk.die)
+        return disk
 
 
 class RealLayoutTests(OnRealFiles, LayoutTests):

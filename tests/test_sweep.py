@@ -43,7 +43,7 @@ class SweepTests(SynchronousTestCase):
             self.assertGreater(sweep.refused[kind], tried // 5, kind)
         for kind in ("identity", "manifest", "part"):
             self.assertEqual(sweep.tried[kind], sweep.refused[kind], kind)
-        self.assertGreater(sweep.unread, 1 << 20)
+        self.assertGreater(sweep.unread, 16 << 10)
 
     def test_every_byte_after_a_clean_stop(self) -> None:
         """All bits of it are flipped."""

@@ -241,10 +241,11 @@ class _Recovery:
             before = index.segments[-2]
             self._rewrite(before.path, before.end, before.seal_bytes)
         if tail.torn_end:
-            self._set_aside(active, tail.torn_end)
+            copied = self._set_aside(active, tail.torn_end)
             self._warnings.append(
                 f"{active.path}: dropped an unfinished record at offset {active.end}, {tail.torn_end - active.end} "
-                f"bytes, after entry {index.last.index}; it was never acknowledged, a copy is in quarantine"
+                f"bytes, after entry {index.last.index}; it was never acknowledged, "
+                + ("a copy is in quarantine" if copied else "and there is no space for a copy")
             )
         if tail.last_record is not None:
             self._rewrite(active.path, *tail.last_record)
@@ -277,19 +278,19 @@ class _Recovery:
         self._write(segment.path, segment.end, encode_seal_record(segment, summary))
         segment.sealed = True
 
-    def _set_aside(self, segment: Segment, end: int) -> None:
-        """Copy what is unfinished to the quarantine, then replace it by zeros."""
+    def _set_aside(self, segment: Segment, end: int) -> bool:
+        """Copy what is unfinished to the quarantine, if there is space, and replace it by zeros; say if it was copied.
+
+        The copy is for people who want to look at it. The reserve, and a start, are worth more (S-10).
+        """
         data = self._file_system.read(segment.path, segment.end, end - segment.end)
+        copied = True
         try:
             self._copy(segment, data)
         except StorageFull:
-            # This is what the reserve is for; the next opening makes a new one.
-            if not self._file_system.exists(self._layout.reserve):
-                raise
-            self._file_system.remove(self._layout.reserve)
-            self._file_system.sync_dir(self._layout.wal)
-            self._copy(segment, data)
+            copied = False
         self._write(segment.path, segment.end, bytes(len(data)))
+        return copied
 
     def _copy(self, segment: Segment, data: bytes) -> None:
         self._file_system.mkdir(self._layout.quarantine)
@@ -303,6 +304,9 @@ class _Recovery:
         try:
             file.write(0, data)
             file.sync()
+        except StorageFull:
+            self._file_system.remove(file.path)
+            raise
         finally:
             file.close()
         self._file_system.sync_dir(self._layout.quarantine)
