@@ -66,6 +66,10 @@ acceptance: venv ## Kill, stop and starve real nodes for several minutes, and se
 	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.full_disks --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.snapshot_load --keys 200000 --rounds 3 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.kill_writer --rounds 1000 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.large_log
+	@$(BIN)/python -m tests.acceptance.sweep --rounds 1
+	@$(BIN)/python -m tests.acceptance.crashes --seeds 5 --further 2
 	@$(BIN)/python -m tests.acceptance.torture --seconds $(SECONDS) --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.torture --churn --seconds $(SECONDS) --seed $(SEED)
 

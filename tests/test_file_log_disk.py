@@ -8,6 +8,7 @@ import random
 import shutil
 import tempfile
 from typing import cast
+from unittest import mock
 
 from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -356,6 +357,35 @@ class SegmentTests(SynchronousTestCase):
         self.assertEqual(2000, start.last.index)
         for name in names[:-1]:
             self.assertLessEqual(disk.operations.count(("read", f"{WAL}/{name}")), 3)
+
+    def test_large_files_are_read_in_pieces(self) -> None:
+        """Also where an opening has to see that one is empty: when a crash came before the seal of the one before."""
+        disk = SimulatedFileSystem()
+        log, _ = opened(disk, segment_bytes=4 << 20)
+        crashed: list[SimulatedFileSystem] = []
+
+        def before(operation: str, path: str) -> None:
+            names = [name for name in disk.list(WAL) if name.endswith(".seg")] if operation == "write" else []
+            if len(names) == 2 and path.endswith(names[0]) and not crashed:
+                crashed.append(disk.crash("none"))
+
+        last = 0
+        while not crashed:
+            disk.before = before if last > 3000 else None
+            made = tuple(Entry.make(index, 1, EntryKind.COMMAND, bytes(1000)) for index in range(last + 1, last + 501))
+            result(log.write(LogWrite(entries=made)))
+            last += 500
+        sizes: list[int] = []
+        read = crashed[0].read
+
+        def noted(path: str, offset: int, size: int) -> bytes:
+            sizes.append(size)
+            return read(path, offset, size)
+
+        with mock.patch.object(crashed[0], "read", noted):
+            self.assertEqual(last - 500, opened(crashed[0], segment_bytes=4 << 20)[1].last.index)
+        self.assertGreater(sum(sizes), 8 << 20)
+        self.assertLessEqual(max(sizes), 1 << 20)
 
     def test_the_next_segment_is_prepared_before_it_is_needed(self) -> None:
         """S-11: a rotation in the middle of a write zeroes no file."""

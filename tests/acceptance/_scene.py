@@ -210,6 +210,8 @@ def tell(
     raft: Mapping[str, Any],
     deadline: float,
     seed: int = 1,
+    storage: Mapping[str, Any] = STORAGE,
+    application: str = "kv",
 ) -> int:
     """Run a story as a program of its own, and return the exit code; after a failure the directories are kept.
 
@@ -233,4 +235,4 @@ def tell(
         say("all of it held")
 
     print(f"{name}: seed {seed}", flush=True)
-    return run_with_cluster(name, run, raft=raft, storage=STORAGE, deadline=deadline)
+    return run_with_cluster(name, run, raft=raft, storage=storage, application=application, deadline=deadline)

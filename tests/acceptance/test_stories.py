@@ -13,7 +13,7 @@ from tests.node_cluster import NodeTestCase
 from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
-from . import answers, full_disks, kill_all, snapshot_load, torture
+from . import answers, full_disks, kill_all, large_log, snapshot_load, torture
 from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
@@ -23,12 +23,12 @@ class Stories(TestCase):
     # Seconds; each takes less than 20 on an idle machine, and this one may be anything else.
     timeout = 600
 
-    def scene(self, raft: Mapping[str, Any]) -> Scene:
+    def scene(self, raft: Mapping[str, Any], storage: Mapping[str, Any] = STORAGE, application: str = "kv") -> Scene:
         from twisted.internet import reactor
 
         directory = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, directory)
-        cluster = LocalCluster(directory, reactor, raft=raft, storage=STORAGE)
+        cluster = LocalCluster(directory, reactor, raft=raft, storage=storage, application=application)
         self.addCleanup(cluster.stop)
         scene = Scene(cluster, reactor, 1, lambda text: None)
         self.addCleanup(lambda: self._closed(scene))
@@ -74,6 +74,14 @@ class Stories(TestCase):
         self.addCleanup(disks.unmount)
         self.addCleanup(lambda: scene.kill(scene.running))
         await full_disks.FullDisks(scene).run()
+
+    async def test_large_log(self) -> None:
+        """A node starts on a log of many segments without reading them, and takes little memory."""
+        told: list[str] = []
+        scene = self.scene(large_log.RAFT, STORAGE, large_log.APPLICATION)
+        scene.say = told.append
+        await large_log.LargeLog(scene, 50_000, STORAGE["segment_bytes"]).run()
+        self.assertIn("start 2: ready", told[-1])
 
     async def test_torture(self) -> None:
         """Whatever is done to the processes, no acknowledged write is lost or doubled, and no read goes back."""

@@ -27,6 +27,7 @@ def run_with_cluster(
     *,
     raft: Mapping[str, Any] | None = None,
     storage: Mapping[str, Any] | None = None,
+    application: str = "kv",
     deadline: float | None = None,
     until_interrupted: bool = False,
 ) -> int:
@@ -37,6 +38,7 @@ def run_with_cluster(
     :param name: part of the directory's name.
     :param story: called with the cluster, nothing started yet, and the reactor.
     :param raft, storage: settings for every node's tables of these names.
+    :param application: what the nodes run.
     :param deadline: seconds after which it is given up.
     :param until_interrupted: whether Ctrl-C is the way that it should end.
     """
@@ -44,7 +46,7 @@ def run_with_cluster(
     told: list[str] = []
 
     async def run(reactor: Any) -> None:
-        cluster = LocalCluster(directory, reactor, raft=raft, storage=storage)
+        cluster = LocalCluster(directory, reactor, raft=raft, storage=storage, application=application)
         # Whatever ends the program, the nodes end with it.
         atexit.register(cluster.stop)
         reactor.addSystemEventTrigger("before", "shutdown", cluster.stop)

@@ -13,7 +13,7 @@ from ._files import IFileSystem
 from ._identity import IDENTITY_NAME
 from ._log_index import LogIndex, Summary
 from ._record import SEAL, SECTOR, BadRecord, check_record, encode_record, parse_header
-from ._scan import Tail, replay
+from ._scan import Tail, is_blank, replay
 from ._segment import (
     SEGMENT_HEADER,
     BadSegment,
@@ -94,7 +94,7 @@ def beginnings(file_system: IFileSystem, layout: Layout) -> list[str]:
     wal = layout.wal
     found = [f"{wal}/{name}" for name in file_system.list(wal) if parse_name(name) or name.endswith(".tmp")]
     for path in found:
-        if file_system.read(path, SEGMENT_HEADER, file_system.size(path)).strip(b"\0"):
+        if not is_blank(file_system, path, file_system.size(path)):
             missing = f"{layout.directory}/{IDENTITY_NAME}"
             raise StorageCorrupt(missing, 0, f"the identity is missing, though {path} holds records", 1)
     return found
@@ -206,7 +206,7 @@ class _Recovery:
 
     def _never_sealed(self, index: LogIndex, segment: Segment, following: Segment) -> bool:
         """Replay a segment whose seal is not there, if a crash came before it: then its successor is still empty."""
-        if self._file_system.read(following.path, SEGMENT_HEADER, following.header.size).strip(b"\0"):
+        if not is_blank(self._file_system, following.path, following.header.size):
             return False
         index.segments.append(segment)
         tail = replay(self._file_system, segment, index)
