@@ -105,7 +105,10 @@ class FileSnapshotCrashTests(StateMachineStoreCrashContract, SynchronousTestCase
 
 
 class FileNodeCrashTests(NodeCrashContract, SynchronousTestCase):
-    """S-17, S-24, J-81, J-82, J-91, H-66: of log and snapshots together, as a node opens them."""
+    """
+    S-17, S-24, J-81, J-82, J-84, J-85, J-87, J-88, J-91, H-66: of log and snapshots together, as a node opens them. A
+    leader's snapshot comes twice, right behind another, or contradicts the log; term and vote never fall.
+    """
 
     def make_log(self, files: SimulatedFileSystem, executor: IExecutor) -> FileLogStore:
         return make_log(files, executor)

@@ -210,7 +210,7 @@ class ProcessTests(SynchronousTestCase):
         self.assertEqual(node.fingerprint(), before)
 
     def test_damage(self) -> None:
-        """A flipped byte among durable entries: refused with file and offset, nothing changed."""
+        """A flipped byte among durable entries: refused with file and offset, nothing changed (S-02, J-98)."""
         node = self.node()
         with node.running():
             for number in range(20):
@@ -267,7 +267,7 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(json.loads(node.get("/v1/status")[1])["id"], 7)
 
     def test_disk_that_fails(self) -> None:
-        """What the disk refuses is no damage: with room again, the node starts on the same directory."""
+        """What the disk refuses is no damage: with room again, the node starts on the same directory (S-12)."""
         node = self.node()
         self.refused(node.twistd("-n", "zconsensus", "--config", "node.toml", largest_file=64 << 10), 6, "data")
         with node.running():
@@ -296,7 +296,7 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(node.get("/app/add", "POST", b"0"), (200, b"7"))
 
     def test_application_that_raises(self) -> None:
-        """An exception in apply ends the process, and again at every start: the entry is committed (H-81)."""
+        """An exception in apply ends the process, and again at every start: the entry is committed (H-81, J-102)."""
         node = self.node()
         node.write(1, application="tests.daemon_application:Counter")
         with node.running() as process:

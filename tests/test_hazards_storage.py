@@ -6,9 +6,11 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 from unittest import mock
 
 from twisted.internet import reactor
+from twisted.internet.task import deferLater
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 from zope.interface import implementer
 
@@ -159,6 +161,55 @@ class FailingNodeTests(TestCase):
         self.assertEqual("sync", cause.operation)
         self.flushLoggedErrors()
         return acknowledged
+
+
+class SlowSync(RealFileSystem):
+    """The real file system, whose syncs of segments wait until they may go on."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+        self.waiting = threading.Event()
+
+    def open(self, path: str) -> IFile:
+        file = super().open(path)
+        sync = file.sync
+
+        def held() -> None:
+            self.waiting.set()
+            self.gate.wait()
+            sync()
+
+        file.sync = held  # type: ignore[method-assign]
+        return file
+
+
+class SlowDiskTests(TestCase):
+    timeout = 120
+
+    async def test_the_loop_goes_on_while_a_sync_takes_its_time(self) -> None:
+        """S-21: the disk stalls, and a thread with it; what the node does on its loop, reads for example, goes on."""
+        place = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, place)
+        files = SlowSync()
+        node = make_node(f"{place}/node", reactor, files)
+        self.addCleanup(node.shutdown)
+        self.addCleanup(files.gate.set)
+        await node.start()
+        await node.bootstrap()
+        await node.ensure_linearizable(60.0)
+        files.gate.clear()
+        files.waiting.clear()
+        waiting = node.propose("while it stalls", timeout=60.0)
+        while not files.waiting.is_set():
+            await deferLater(reactor, 0.001)
+        for _ in range(20):
+            await deferLater(reactor, 0.01)
+            self.assertFalse(waiting.called)
+            state = await node.read_state(lambda machine: dict(machine.state), 60.0)
+            self.assertEqual({}, state)
+        files.gate.set()
+        await waiting
 
 
 class SyncedFilesTests(SynchronousTestCase):

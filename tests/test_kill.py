@@ -28,8 +28,9 @@ class KillTests(SynchronousTestCase):
 
     def test_killed_processes_lose_nothing_that_they_acknowledged(self) -> None:
         """
-        J-80, J-81, J-82, J-91, J-101, S-15, S-17, S-24, S-26: at any time, while they append, truncate, purge, take and
-        install snapshots, or start; stores by themselves, and whole nodes on one directory again and again.
+        J-80, J-81, J-82, J-83, J-84, J-88, J-91, J-101, S-15, S-17, S-24, S-26: at any time, while they append,
+        truncate, purge, take and install snapshots, or start; stores by themselves, and a node on one directory again
+        and again.
         """
         # In a process of its own, because this one may have a reactor, with which it must not fork.
         done = subprocess.run(

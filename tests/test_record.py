@@ -54,15 +54,18 @@ class Suite:
     def __post_init__(self) -> None:
         source = self.path.read_text()
         lines = source.splitlines()
+        here: dict[str, dict[str, set[str]]] = {}
         for found in ast.parse(source).body:
             if isinstance(found, ast.ClassDef):
                 of_class = ids(ast.get_docstring(found) or "")
-                for base in found.bases:
-                    for name in contracts().get(ast.unparse(base), ()):
-                        self.methods[f"{found.name}.{name}"] = of_class
+                for base in map(ast.unparse, found.bases):
+                    for name, carried in (contracts() | here).get(base, {}).items():
+                        self.methods[f"{found.name}.{name}"] = of_class | carried
                 for method in test_methods(found):
                     text = "\n".join(lines[method.lineno - 1 : method.end_lineno])
                     self.methods[f"{found.name}.{method.name}"] = of_class | ids(text) | ids_in_name(method.name)
+                mine = {name.partition(".")[2]: name for name in self.having(found.name)}
+                here[found.name] = {method: self.methods[name] for method, name in mine.items()}
 
     def having(self, name: str) -> list[str]:
         """The methods that a name stands for: one, or all of a class."""
@@ -93,19 +96,20 @@ test_methods.__test__ = False  # type: ignore[attr-defined]
 
 
 @cache
-def contracts() -> dict[str, list[str]]:
-    """The tests that a class inherits from a contract of the test kit."""
+def contracts() -> dict[str, dict[str, set[str]]]:
+    """The tests that a class inherits from a contract of the test kit, with the ids that each carries."""
     found = {}
     for path in (ROOT / "zlayer_consensus" / "testing").rglob("*.py"):
         for each in ast.parse(path.read_text()).body:
             if isinstance(each, ast.ClassDef) and each.name.endswith("Contract"):
-                found[each.name] = [method.name for method in test_methods(each)]
+                found[each.name] = {method.name: ids(ast.get_docstring(method) or "") for method in test_methods(each)}
     return found
 
 
 @cache
 def suites() -> dict[Path, Suite]:
-    return {path: Suite(path) for path in sorted((ROOT / "tests").glob("test_*.py"))}
+    files = [*(ROOT / "tests").glob("test_*.py"), ROOT / "tests" / "acceptance" / "test_stories.py"]
+    return {path: Suite(path) for path in sorted(files)}
 
 
 def ids(text: str) -> set[str]:
@@ -202,7 +206,9 @@ class RecordTests(SynchronousTestCase):
     def test_what_the_introduction_names_is_there(self) -> None:
         introduction = self.page.partition(".. list-table::")[0]
         modules = re.findall(rf"``{re.escape(PYTHON)} -m ([\w.]+)", introduction)
-        self.assertEqual(modules, ["tests.exhaustive", "zlayer_consensus.testing.simulate", "tests.mutants"])
+        stories = [f"tests.acceptance.{name}" for name in ("kill_writer", "crashes", "sweep")]
+        others = ["zlayer_consensus.testing.simulate", "tests.mutants"]
+        self.assertEqual(modules, ["tests.exhaustive", *stories, *others])
         for module in modules:
             self.assertIsNotNone(find_spec(module), module)
         targets = set(re.findall(r"``make (\w+)", introduction))

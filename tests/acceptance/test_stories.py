@@ -39,7 +39,7 @@ class Stories(TestCase):
         await scene.cluster.close()
 
     async def test_all_killed(self) -> None:
-        """Every acknowledged write is there after all nodes were killed at once, and none is doubled (J-101)."""
+        """Every acknowledged write is there after all nodes were killed at once, and none is doubled (J-80, J-101)."""
         await kill_all.KillAll(self.scene(kill_all.RAFT), rounds=2, acks=200).run()
 
     async def test_stopped_follower(self) -> None:
@@ -61,7 +61,7 @@ class Stories(TestCase):
         await snapshot_load.SnapshotLoad(scene, keys=20_000, rounds=1, strict=False).run()
 
     async def test_answers(self) -> None:
-        """What clients hear at every node, about large proposals, across a dead leader, and of a wiped node (H-29)."""
+        """What clients hear at each node, of large proposals, across a dead leader, of a wiped node (H-29, S-19)."""
         await answers.run(self.scene(answers.RAFT))
 
     async def test_full_disks(self) -> None:
