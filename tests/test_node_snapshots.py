@@ -252,6 +252,34 @@ class SnapshotTests(NodeTestCase):
         cluster.result(taking)
         self.assertEqual(machines[0].closed, 1)
 
+    def test_snapshot_that_is_given_up_before_its_first_piece_is_closed(self) -> None:
+        """What the machine keeps for it, it keeps no longer."""
+        closed: list[object] = []
+
+        class Iterating(Iterator[bytes]):
+            def __next__(self) -> bytes:
+                raise AssertionError("it was given up")
+
+            def close(self) -> None:
+                closed.append(self)
+
+        class Machine(Pieces):
+            def snapshot(self) -> Iterator[bytes]:
+                return Iterating()
+
+        cluster = NodeCluster(self)
+        cluster.make_machine = lambda: MemStateMachine(Machine())
+        lead = cluster.begin(1)
+        cluster.result(lead.propose(["time"]))
+
+        def full(point: SnapshotPoint) -> Any:
+            raise StorageFull("create", "/snap", "No space left on device")
+
+        self.patch(lead._runtime.store, "writer", full)
+        cluster.error(lead.trigger("snapshot"), StorageFull)
+        self.assertEqual(len(closed), 1)
+        self.assertFalse(lead.metrics().stopped)
+
     def test_failing_snapshot_stops_the_node(self) -> None:
         """The application's own bug: told with its name, nothing goes on half broken."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -84,14 +85,14 @@ class SnapshotBuilder:
         applier.count_anew()
         # Both are fixed here, in one step; they are read later, in slices.
         try:
-            pieces = _joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
+            pieces = _Joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
         except Exception:
             self._ended(Failure())
             return
         task = self._task = Deferred.fromCoroutine(self._build(point, pieces))
         _ = task.addBoth(self._ended)
 
-    async def _build(self, point: SnapshotPoint, pieces: Iterator[bytes]) -> None:
+    async def _build(self, point: SnapshotPoint, pieces: _Joined) -> None:
         rt = self._rt
         writer: ISnapshotWriter | None = None
         try:
@@ -110,9 +111,7 @@ class SnapshotBuilder:
             rt.driver.input(rt.core.snapshot_taken, point)
             rt.space.snapshot_taken()
         finally:
-            close = getattr(pieces, "close", None)
-            if close is not None:
-                close()
+            pieces.close()
             if writer is not None:
                 self._aborting = writer.abort()
                 _ = self._aborting.addErrback(lambda failure: rt.log.failure("A snapshot was not removed", failure))
@@ -162,11 +161,17 @@ class SnapshotBuilder:
         self.abandon()
 
 
-def _joined(first: Iterator[bytes], second: Iterator[bytes]) -> Iterator[bytes]:
-    try:
-        yield from first
-        yield from second
-    finally:
-        close = getattr(second, "close", None)
+class _Joined(Iterator[bytes]):
+    """Two iterators, one behind the other. Not a generator: the end of one that was not begun closes nothing."""
+
+    def __init__(self, first: Iterator[bytes], second: Iterator[bytes]) -> None:
+        self._pieces = chain(first, second)
+        self._second = second
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        close = getattr(self._second, "close", None)
         if close is not None:
             close()
