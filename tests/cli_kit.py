@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tests.log_store_kit import result
 from zlayer_consensus.cli import program
 from zlayer_consensus.kv import Put, encode
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite, Member, Membership, SnapshotPoint
-from zlayer_consensus.storage import FileLogStore, FileStateMachine, Identity, InlineExecutor
+from zlayer_consensus.storage import FileLogStore, FileStateMachine, Identity, InlineExecutor, StateFile
 from zlayer_consensus.storage._record import RecordHeader, mark_position, parse_header
 from zlayer_consensus.storage._segment import SEGMENT_HEADER, decode_header
 
@@ -84,15 +85,27 @@ def make_log(directory: Path, last: int = 60, node_id: int = 1) -> None:
     result(log.close())
 
 
-def save_snapshot(directory: Path, index: int, term: int = 1, chunks: tuple[bytes, ...] = (b"state" * 100,)) -> None:
-    """Saves a snapshot and closes the store."""
+def save_snapshot(
+    directory: Path,
+    index: int,
+    term: int = 1,
+    chunks: tuple[bytes, ...] = (b"state" * 100,),
+    files: tuple[Path, ...] = (),
+) -> None:
+    """Saves a snapshot, which may name files, and closes the store."""
     store = FileStateMachine(directory, {}, lambda state, command: None, executor=InlineExecutor(), part_bytes=400)
     result(store.open())
     writer = store.writer(SnapshotPoint(LogId(term, index), MEMBERSHIP, START_MS + index))
     for chunk in chunks:
         result(writer.write(chunk))
-    result(writer.publish())
+    result(writer.publish([state_file(path) for path in files]))
     result(store.close())
+
+
+def state_file(path: Path) -> StateFile:
+    """Makes a file of a state machine of what lies there."""
+    data = path.read_bytes()
+    return StateFile(str(path), len(data), sha256(data).digest())
 
 
 def segments(directory: Path) -> list[Path]:

@@ -264,6 +264,31 @@ class VerifyTests(CliTestCase):
         (self.data / "snap" / "40-1" / "1").unlink()
         self.assertEqual("snap/40-1/1", self.verdict("verify", exit_code=2)["file"])
 
+    def test_a_damaged_file_is_found_in_every_snapshot_that_names_it(self) -> None:
+        """It is one file with several names. A start does not read it, and says so; the stream is another matter."""
+        live = [self.root / name for name in ("first", "second")]
+        for number, path in enumerate(live):
+            path.write_bytes(b"values of the state machine" * (100 + number))
+        save_snapshot(self.data, 50, files=(live[0], live[1]))
+        save_snapshot(self.data, 55, files=(live[1],))
+        self.assertEqual("clean", self.verdict("verify")["verdict"])
+        [older, newer] = self.of_kind("snapshot", "stat", self.data)
+        self.assertEqual([(3, 2), (2, 1)], [(each["parts"], each["files"]) for each in (older, newer)])
+        self.assertIn("2 files of the state machine", self.run_log("stat", self.data).output)
+        flip(live[1], 1000)
+        found = self.of_kind("finding", "verify", self.data, exit_code=2)
+        self.assertEqual(["snap/50-1/2", "snap/55-1/1"], [each["file"] for each in found])
+        verdict = self.verdict("verify", exit_code=2)
+        self.assertEqual(("rot", "opens"), (verdict["verdict"], verdict["opening"]))
+        self.assertIn("stops when it reads it", verdict["advice"])
+        self.assertEqual(
+            {"bad"}, {each["digest"] for each in self.of_kind("snapshot", "stat", self.data, "--full", exit_code=2)}
+        )
+        flip(self.data / "snap/55-1/0", 100)
+        found = self.of_kind("finding", "verify", self.data, exit_code=2)
+        self.assertEqual(["snap/50-1/2", "snap/55-1/0"], [each["file"] for each in found])
+        self.assertEqual("refuses", self.verdict("verify", exit_code=2)["opening"])
+
     def test_a_name_that_is_no_snapshot_is_named(self) -> None:
         (self.data / "snap" / "4O-1").mkdir()
         self.assertEqual("snap/4O-1", self.verdict("verify", exit_code=2)["file"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
 from zlayer_consensus.errors import StorageCorrupt, StorageFailed
-from zlayer_consensus.storage import FileStateMachine, ISnapshotReceiver, Manifest
+from zlayer_consensus.storage import FileStateMachine, ISnapshotReceiver, Manifest, StateFile
 from zlayer_consensus.storage._snapshot_format import seal_manifest
 from zlayer_consensus.testing import SimulatedFileSystem
 
-from .test_snapshot_files import NEW, OLD, ROOT, Case, PowerFailure, point
+from .snapshot_kit import NEW, OLD, ROOT, Case, PowerFailure, point
 
 CHUNKS = tuple(bytes([n]) * 300 for n in range(10))
 PIECE = 130
@@ -53,8 +54,8 @@ class ReceivedCase(Case):
         self.check(store)
         return size
 
-    def check(self, store: FileStateMachine) -> None:
-        self.assertEqual(self.load(store.reader()), CHUNKS)
+    def check(self, store: FileStateMachine, chunks: tuple[bytes, ...] = CHUNKS) -> None:
+        self.assertEqual(self.load(store.reader()), chunks)
         newest: Any = store.newest()
         self.assertTrue(newest.installed)
         self.done(store.close())
@@ -147,6 +148,33 @@ class ResumeTests(ReceivedCase):
         finally:
             files.before = None
         return True
+
+
+class ResumeWithFilesTests(ResumeTests):
+    """The same with parts that are files of the state machine."""
+
+    def setUp(self) -> None:
+        self.source = self.opened(SimulatedFileSystem())
+        writer = self.source.writer(point(9))
+        for chunk in CHUNKS[:3]:
+            self.done(writer.write(chunk))
+        self.contents = [bytes([n]) * 401 for n in range(7)]
+        self.manifest = self.done(writer.publish([self.a_file(f"/data/{data[0]}", data) for data in self.contents]))
+        self.assertEqual(self.manifest.files, 7)
+        self.parts = self.raw(self.source)
+        self.files = SimulatedFileSystem()
+
+    def a_file(self, path: str, data: bytes) -> StateFile:
+        file = self.source._directory.files.create(path)
+        file.write(0, data)
+        file.sync()
+        return StateFile(path, len(data), hashlib.sha256(data).digest())
+
+    def check(self, store: FileStateMachine, chunks: tuple[bytes, ...] = CHUNKS[:3]) -> None:
+        reader = store.reader()
+        self.assertEqual([self.files.read(file.path, 0, file.size) for file in reader.files], self.contents)
+        reader.close()
+        super().check(store, chunks)
 
 
 class NotResumedTests(ReceivedCase):

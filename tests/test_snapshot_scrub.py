@@ -8,7 +8,7 @@ from zlayer_consensus.errors import StorageCorrupt, StorageFailed
 from zlayer_consensus.storage import FileStateMachine, MemStateMachine, ScrubStep
 from zlayer_consensus.testing import SimulatedFileSystem
 
-from .test_snapshot_files import NEW, OLD, ROOT, Case, ignore, point
+from .snapshot_kit import NEW, OLD, ROOT, Case, ignore, point
 
 CHUNKS = tuple(bytes([n]) * 300 for n in range(20))
 

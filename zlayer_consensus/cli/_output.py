@@ -13,7 +13,9 @@ from typing import Any, TextIO
 
 import click
 
-__all__ = ["Output", "amount", "at_time", "printable"]
+from ..storage import Manifest
+
+__all__ = ["Output", "amount", "at_time", "describe_parts", "printable"]
 
 _LAST_MS = 253_402_300_799_999
 """The last millisecond of the year 9999, which is as far as datetime goes."""
@@ -31,6 +33,12 @@ def amount(number: int, noun: str) -> str:
     if number == 1:
         return f"1 {noun}"
     return f"{number:,} {noun[:-1] + 'ies' if noun.endswith('ry') else noun + 's'}"
+
+
+def describe_parts(manifest: Manifest) -> str:
+    """Return how many parts a snapshot has, and how many of them are files."""
+    files = f" ({amount(manifest.files, 'file')} of the state machine among them)" if manifest.files else ""
+    return amount(len(manifest.parts), "part") + files
 
 
 def at_time(time_ms: int) -> str:

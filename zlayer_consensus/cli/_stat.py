@@ -33,7 +33,7 @@ from ..storage.inspection import (
 from ._directory import DataDirectory
 from ._dump import segment_fields, segment_text
 from ._exit import CannotOpen, ExitCode
-from ._output import Output, amount, at_time
+from ._output import Output, amount, at_time, describe_parts
 from ._payload import describe_membership, kind_name, plain_membership
 from ._verdict import Verdict, judge, refusal, show_verdict
 
@@ -301,11 +301,12 @@ def _snapshot(
         fields |= {
             "bytes": manifest.size,
             "parts": len(manifest.parts),
+            "files": manifest.files,
             "time_ms": point.time_ms,
             "installed": manifest.installed,
             "membership": plain_membership(point.membership),
         }
-        line += f"  {manifest.size:,} bytes in {amount(len(manifest.parts), 'part')}, {at_time(point.time_ms)}"
+        line += f"  {manifest.size:,} bytes in {describe_parts(manifest)}, {at_time(point.time_ms)}"
         line += ", from a leader" if manifest.installed else ""
     shown = out.bad(f"BAD: {damage}") if damage is not None else out.good("OK") if checked else "unverified"
     line += f"; digest {shown}"

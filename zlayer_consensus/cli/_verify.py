@@ -24,7 +24,7 @@ from ..storage.inspection import (
 )
 from ._directory import DataDirectory
 from ._exit import ExitCode
-from ._output import Output, amount
+from ._output import Output, amount, describe_parts
 from ._verdict import Verdict, judge, refusal, show_finding, show_verdict
 
 __all__ = ["verify"]
@@ -58,6 +58,11 @@ class _Part:
     path: str
     header: SegmentHeader
     following: SegmentHeader | None
+
+
+def _gravity(verdict: Verdict) -> tuple[int, bool]:
+    """Return what the worst of several findings is told by."""
+    return verdict.exit_code, verdict.opening == "refuses"
 
 
 class _Verification:
@@ -104,7 +109,7 @@ class _Verification:
         if place in self._seen:
             return
         self._seen.add(place)
-        if self._worst is None or verdict.exit_code > self._worst.exit_code:
+        if self._worst is None or _gravity(verdict) > _gravity(self._worst):
             self._worst = verdict
         show_finding(self._out, verdict)
 
@@ -192,8 +197,12 @@ class _Verification:
             damage = each.damage or self._read_parts(each)
             if damage is None:
                 continue
+            verdict = refusal(self._directory, damage)
+            if each.damage is None and each.in_file(damage):
+                self._finding(replace(verdict, opening="opens", advice=_UNREAD))
+                continue
             self._broken_snapshots = self._broken_snapshots or is_newest
-            verdict = replace(refusal(self._directory, damage), advice=_SNAPSHOT_ADVICE)
+            verdict = replace(verdict, advice=_SNAPSHOT_ADVICE)
             # Only the newest is opened; but a name that is none may be a snapshot's.
             self._finding(verdict if is_newest or each.position is None else replace(verdict, opening="opens"))
 
@@ -209,7 +218,7 @@ class _Verification:
             if isinstance(error, StorageCorrupt):
                 return error
             raise
-        detail = f"manifest and {amount(len(each.manifest.parts), 'part')}, {each.manifest.size:,} bytes"
+        detail = f"manifest and {describe_parts(each.manifest)}, {each.manifest.size:,} bytes"
         self._good("snapshot", self._directory.name(each.path), detail)
         return None
 

@@ -14,6 +14,7 @@ from twisted.python.failure import Failure
 from .. import _cbor
 from ..errors import (
     ApplyFailed,
+    ConfigError,
     ConsensusError,
     DomainError,
     InvariantBroken,
@@ -22,7 +23,7 @@ from ..errors import (
     StorageCorrupt,
 )
 from ..raft import Entry, EntryKind, LogId, SnapshotPoint
-from ..storage.interfaces import ApplyContext, IReplaceableState, IStateSink
+from ..storage.interfaces import ApplyContext, IReplaceableState, ISnapshotReader, IStateMachineFiles, IStateSink
 from ._digests import DIGEST_EVERY
 from ._failures import error_in
 from ._sessions import SessionLoader, SessionTable
@@ -58,6 +59,9 @@ class Applier:
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
         self._machine = runtime.store.machine
+        machine: Any = self._machine
+        self._files = machine if IStateMachineFiles.providedBy(machine) else None
+        """The machine, if part of its state lies in files of its own."""
         self.sessions = SessionTable()
         self.applied = 0
         """Index of the last applied entry."""
@@ -77,6 +81,8 @@ class Applier:
         self._pumping = False
         self._halted = True
         self._reading = False
+        self._preparing: Deferred[None] | None = None
+        """What the machine waits for before the next command can be applied."""
         self._later: IDelayedCall | None = None
         self._waiters: list[tuple[int, int, Deferred[int]]] = []
         self._numbers = count()
@@ -102,6 +108,8 @@ class Applier:
     def pump(self) -> None:
         """Apply what may be applied, for one slice; more follows in later turns of the reactor."""
         if self._pumping or self._halted or self._reading or self._later or self.applied >= self.commit:
+            return
+        if self._preparing is not None:
             return
         self._pumping = True
         try:
@@ -129,13 +137,16 @@ class Applier:
 
     def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:
         """Apply entries until the time is over; return whether there is time left."""
-        proposals, machine, digests = self._rt.proposals, self._machine, self._rt.digests
+        proposals, machine, files = self._rt.proposals, self._machine, self._files
+        digests = self._rt.digests
         decode, seconds = self._rt.types.decode_request, self._rt.clock.seconds
         work = 0
         for entry in entries:
             index, term, kind, raw = entry
             if index != self.applied + 1:
                 raise InvariantBroken(f"entry {index} was to be applied after {self.applied}")
+            if files is not None and kind == _COMMAND and not self._ready(files, entry):
+                return False
             time_ms, session, sequence, payload = entry.command()
             if time_ms > self.time_ms:
                 self.time_ms = time_ms
@@ -179,6 +190,27 @@ class Applier:
                 raise ApplyFailed(entry.index, entry.term, str(error)) from error
             return entry.index, False
         return None, False
+
+    def _ready(self, files: Any, entry: Entry) -> bool:
+        """Say whether the machine can apply a command without waiting for its disk; if not, go on when it can."""
+        try:
+            command = self._rt.types.decode_request(entry.command()[3])
+        except Exception:
+            return True  # applying it says what is wrong with it
+        waiting: Deferred[None] | None = files.prepare(command)
+        if waiting is None:
+            return True
+        self._preparing = waiting
+        _ = waiting.addCallbacks(self._prepared, self._prepare_failed, callbackArgs=(waiting,))
+        return False
+
+    def _prepared(self, _: None, waiting: Deferred[None]) -> None:
+        if self._preparing is waiting:
+            self._preparing = None
+            self.pump()
+
+    def _prepare_failed(self, failure: Failure) -> None:
+        self._rt.fail(error_in(failure))
 
     def _execute(self, entry: Entry, payload: bytes) -> tuple[Any, bool]:
         self.applying = True
@@ -288,6 +320,7 @@ class Applier:
     def halt(self) -> None:
         """Apply nothing until :meth:`resume`."""
         self._halted = True
+        self._preparing = None
         if self._later is not None:
             self._later.cancel()
             self._later = None
@@ -300,14 +333,18 @@ class Applier:
         """Replace the state by the newest snapshot; return its position. Nothing may be applied meanwhile.
 
         :raises StorageCorrupt: if the snapshot is damaged, or not one of ours.
+        :raises ConfigError: if it has files, and the machine has no use for any.
         """
         rt = self._rt
         reader = rt.store.reader()
         try:
-            loader, sink = SessionLoader(), self._begin_to_load()
+            loader, sink = SessionLoader(), await self._sink(reader)
             end = rt.clock.seconds() + SLICE_SECONDS
             while (chunk := await reader.next_chunk()) is not None:
                 if loader.done:
+                    if self._files is not None:
+                        while (room := self._files.room()) is not None:
+                            await room
                     sink.write(chunk)
                 else:
                     loader.feed(chunk)
@@ -316,6 +353,7 @@ class Applier:
                     end = rt.clock.seconds() + SLICE_SECONDS
             if loader.table is None or not loader.done:
                 raise ValueError("it ends within the session table")
+            self._check_files(reader)
             sink.finish()
         except (CancelledError, ConsensusError, OSError):
             raise
@@ -337,13 +375,28 @@ class Applier:
         rt.digests.note(self.applied)
         return point
 
-    def _begin_to_load(self) -> IStateSink:
+    async def _sink(self, reader: ISnapshotReader) -> IStateSink:
+        """Begin to replace the state by a snapshot's."""
         machine: Any = self._machine
-        if IReplaceableState.providedBy(machine):
+        sink: IStateSink
+        if self._files is not None and reader.files:
+            sink = await self._files.restore_files(reader.files)
+        elif IReplaceableState.providedBy(machine):
             self.replacing = True
-            sink: IStateSink = machine.replace()
-            return sink
-        return self._machine.restore()
+            sink = machine.replace()
+        else:
+            sink = machine.restore()
+        return sink
+
+    def _check_files(self, reader: ISnapshotReader) -> None:
+        """See that the files of a snapshot were not left out. A machine may have told from the stream, and said more.
+
+        :raises ConfigError: if they were.
+        """
+        if reader.manifest.files and (self._files is None or not reader.files):
+            machine = type(self._machine).__qualname__
+            rule = f"cannot load the snapshot {reader.manifest.point.last}: it has files, which another machine made"
+            raise ConfigError("state_machine", machine, rule)
 
     def count_anew(self) -> None:
         """A snapshot of what is applied now is begun, or was loaded."""
@@ -353,6 +406,11 @@ class Applier:
         """Tell everybody that the state was replaced."""
         self._rt.proposals.superseded(self.applied)
         self._progress()
+
+    def watch_files(self) -> None:
+        """Stop the node if the machine's files fail."""
+        if self._files is not None:
+            _ = self._files.failed().addCallback(self._rt.fail)
 
     def stop(self, cause: BaseException | None) -> None:
         """Apply nothing any more, and end every wait."""

@@ -212,6 +212,7 @@ class Runtime:
         self.space.look()
         self.digests.start()
         self.scrubber.start()
+        self.applier.watch_files()
         started, self._started = self._started, []
         for waiter in started:
             if not waiter.called:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.defer import CancelledError, Deferred, succeed
 from twisted.python.failure import Failure
 
 from ..errors import ConsensusError, InvariantBroken, NodeStopped, StorageFull
 from ..raft import SnapshotPoint
-from ..storage.interfaces import ISnapshotWriter
+from ..storage.interfaces import ISnapshotWriter, IStateMachineFiles, StateFile
 from ._applier import REST_SECONDS, SLICE_SECONDS
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ class SnapshotBuilder:
     """Builds one snapshot at a time, by policy or when asked.
 
     The session table goes first, the application's own pieces follow (H-82). A snapshot is published only when the
-    log is durable as far as it reaches: else a crash could leave a log that ends before its snapshot (S-17). If the
-    disk is full it is given up, and the node goes on without it.
+    log is durable as far as it reaches: else a crash could leave a log that ends before its snapshot (S-17). The files
+    that it names, if the machine has any, are sealed by then. If the disk is full it is given up, and the node goes on
+    without it.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -83,16 +84,18 @@ class SnapshotBuilder:
             return
         point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
         applier.count_anew()
-        # Both are fixed here, in one step; they are read later, in slices.
+        # All is fixed here, in one step; it is read later, in slices.
         try:
-            pieces = _Joined(applier.sessions.snapshot(), self._rt.store.machine.snapshot())
+            machine = self._rt.store.machine
+            pieces = _Joined(applier.sessions.snapshot(), machine.snapshot())
+            files = _sealed(machine)
         except Exception:
             self._ended(Failure())
             return
-        task = self._task = Deferred.fromCoroutine(self._build(point, pieces))
+        task = self._task = Deferred.fromCoroutine(self._build(point, pieces, files))
         _ = task.addBoth(self._ended)
 
-    async def _build(self, point: SnapshotPoint, pieces: _Joined) -> None:
+    async def _build(self, point: SnapshotPoint, pieces: _Joined, files: Deferred[Sequence[StateFile]]) -> None:
         rt = self._rt
         writer: ISnapshotWriter | None = None
         try:
@@ -101,16 +104,19 @@ class SnapshotBuilder:
                 self._aborting = None
             writer = rt.store.writer(point)
             await self._drain(writer, pieces)
+            sealed = await files
             await rt.durability.until(point.last.index)
             if point.last.index <= self._published():
                 await writer.abort()  # one that was received from a leader is newer
                 return
             self._publishing = True
-            await writer.publish()
+            await writer.publish(sealed)
             writer = None
+            # Only now may the log be purged, and the files go that the snapshot has its own names for.
             rt.driver.input(rt.core.snapshot_taken, point)
             rt.space.snapshot_taken()
         finally:
+            _ = files.addErrback(lambda _: None)  # it may not have been waited for
             pieces.close()
             if writer is not None:
                 self._aborting = writer.abort()
@@ -159,6 +165,14 @@ class SnapshotBuilder:
         """Give up, for good."""
         self._stopped = True
         self.abandon()
+
+
+def _sealed(machine: Any) -> Deferred[Sequence[StateFile]]:
+    """Return the files that the snapshot which the machine has just begun will name."""
+    if not IStateMachineFiles.providedBy(machine):
+        return succeed(())
+    files: Deferred[Sequence[StateFile]] = machine.sealed()
+    return files
 
 
 class _Joined(Iterator[bytes]):

@@ -73,7 +73,7 @@ class Space:
         size = 0
         if self.full or not rt.builder.busy:  # else it is being written already
             newest = rt.store.newest()
-            size = rt.applier.bytes_since_snapshot + (newest.size if newest is not None else 0)
+            size = rt.applier.bytes_since_snapshot + (newest.stream_size if newest is not None else 0)
         return int((rt.config.low_space_bytes + size) * (_HYSTERESIS if self.full else 1.0))
 
     def _failed(self, failure: Failure) -> None:

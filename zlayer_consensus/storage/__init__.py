@@ -18,10 +18,12 @@ from .interfaces import (
     ISnapshotWriter,
     IStateDigest,
     IStateMachine,
+    IStateMachineFiles,
     IStateMachineStore,
     IStateSink,
     Manifest,
     ScrubStep,
+    StateFile,
 )
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "ISnapshotWriter",
     "IStateDigest",
     "IStateMachine",
+    "IStateMachineFiles",
     "IStateMachineStore",
     "IStateSink",
     "Identity",
@@ -49,6 +52,7 @@ __all__ = [
     "MemStateMachine",
     "RealFileSystem",
     "ScrubStep",
+    "StateFile",
     "ThreadExecutor",
     "decode_manifest",
     "encode_manifest",

@@ -40,7 +40,8 @@ class FileStateMachine(SnapshotStore):
     start if the log has a gap (S-16).
 
     Nothing but the snapshots is written: applying costs no disk access here, and after a restart the state is the
-    newest snapshot and the log behind it (H-68, J-91).
+    newest snapshot and the log behind it (H-68, J-91). A machine that provides :class:`IStateMachineFiles` has files
+    beside them; a snapshot links those that it names.
 
     :param directory: made if needed; its parent must exist. It can be the log store's.
     :param machine: an object that provides :class:`IStateMachine`.
@@ -131,3 +132,6 @@ class FileStateMachine(SnapshotStore):
 
     def _release(self) -> None:
         self._directory.release()
+
+    def _try_links(self, directory: str) -> None:
+        self._directory.try_links(directory)

@@ -30,6 +30,11 @@ class SnapshotFile:
     manifest: Manifest | None
     damage: StorageCorrupt | None = None
 
+    def in_file(self, damage: StorageCorrupt) -> bool:
+        """Say whether damage of a part is in a file of the state machine, which no start of the node reads."""
+        files = range(self.manifest.streams, len(self.manifest.parts)) if self.manifest is not None else ()
+        return damage.path in {posixpath.join(self.path, str(part)) for part in files}
+
 
 def list_snapshots(files: IFileSystem, directory: str) -> tuple[list[SnapshotFile], list[str]]:
     """Return the snapshots, oldest first, their manifests verified, and the unfinished ones that an opening removes.
@@ -65,8 +70,8 @@ def verify_parts(files: IFileSystem, snapshot: SnapshotFile) -> Iterator[int]:
 
     :raises StorageCorrupt: at the first part that is not what the manifest says.
     """
-    assert snapshot.manifest is not None
-    last = snapshot.manifest.point.last.index
-    for part, (size, digest) in enumerate(snapshot.manifest.parts):
-        verify_part(files, posixpath.join(snapshot.path, str(part)), size, digest, last)
+    manifest = snapshot.manifest
+    assert manifest is not None
+    for part, (size, _) in enumerate(manifest.parts):
+        verify_part(files, posixpath.join(snapshot.path, str(part)), manifest, part)
         yield size

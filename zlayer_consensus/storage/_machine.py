@@ -14,7 +14,7 @@ from zope.interface.verify import verifyObject
 from .._codec import Codec, codec_for, is_class_type
 from ..errors import ConversionError
 from ._state_codec import StateCodec
-from .interfaces import ApplyContext, IStateMachine, IStateSink
+from .interfaces import ApplyContext, IStateMachine, IStateMachineFiles, IStateSink
 
 __all__ = ["FunctionStateMachine", "as_state_machine"]
 
@@ -158,9 +158,10 @@ def _verified(machine: Any) -> IStateMachine:
             f"{type(machine).__qualname__} does not provide IStateMachine: put @implementer(IStateMachine) on its "
             "class, or give an initial state and an apply function"
         )
+    contract = IStateMachineFiles if IStateMachineFiles.providedBy(machine) else IStateMachine
     try:
-        verifyObject(IStateMachine, machine)
+        verifyObject(contract, machine)
     except Invalid as error:
-        raise TypeError(f"{type(machine).__qualname__} does not keep IStateMachine: {error}") from error
+        raise TypeError(f"{type(machine).__qualname__} does not keep {contract.__name__}: {error}") from error
     verified: IStateMachine = machine
     return verified

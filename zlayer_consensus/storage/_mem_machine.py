@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, overload
 
@@ -18,7 +18,7 @@ from ._snapshot_received import Received
 from ._snapshot_scrub import Piece
 from ._snapshot_store import SnapshotStore
 from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
-from .interfaces import ApplyContext, IStateMachine, IStateMachineStore, Manifest
+from .interfaces import ApplyContext, IStateMachine, IStateMachineFiles, IStateMachineStore, Manifest, StateFile
 
 __all__ = ["MemStateMachine"]
 
@@ -38,7 +38,7 @@ class MemStateMachine(SnapshotStore):
     :param apply: ``apply(state, command)`` or ``apply(state, command, context)``; changes ``state`` in place.
     :param state_type: the state's type for conversion, for example ``dict[str, Job]``.
     :param keep: snapshots kept; what a reader holds is kept beside them.
-    :raises TypeError: if neither form is given.
+    :raises TypeError: if neither form is given, or if the machine has files of its own, for which there is no place.
     """
 
     @overload
@@ -55,7 +55,10 @@ class MemStateMachine(SnapshotStore):
     ) -> None: ...
 
     def __init__(self, *application: Any, keep: int = 2, **named: Any) -> None:
-        super().__init__(as_state_machine(*application, **named), InlineExecutor(), True, keep)
+        machine = as_state_machine(*application, **named)
+        if IStateMachineFiles.providedBy(machine):
+            raise TypeError(f"{type(machine).__qualname__} has files of its own: give it to a FileStateMachine")
+        super().__init__(machine, InlineExecutor(), True, keep)
         self._snapshots: dict[LogId, _Snapshot] = {}
 
     def reopened(self, machine: IStateMachine | None = None) -> MemStateMachine:
@@ -127,7 +130,9 @@ class _Writer:
             self._parts.append(b"".join(self._frames))
             self._frames, self._size = [], 0
 
-    def publish(self, frames: list[bytes], point: SnapshotPoint) -> Manifest:
+    def publish(self, frames: list[bytes], files: Sequence[StateFile], point: SnapshotPoint) -> Manifest:
+        if files:
+            raise ValueError("a snapshot in memory cannot name files")
         self.append(frames)
         self._end_part()
         manifest = Manifest(point, tuple((len(part), hashlib.sha256(part).digest()) for part in self._parts))
@@ -138,9 +143,11 @@ class _Writer:
 
 
 class _Reader:
+    files: tuple[StateFile, ...] = ()
+
     def __init__(self, snapshot: _Snapshot) -> None:
         self._parts = snapshot.parts
-        self._left = deque(snapshot.parts)
+        self._left = deque(snapshot.parts[: snapshot.manifest.streams])
 
     def read(self, part: int, offset: int, size: int) -> bytes:
         return self._parts[part][offset : offset + size]
@@ -170,9 +177,10 @@ class _Receiver:
         try:
             if hashlib.sha256(whole).digest() != digest:
                 raise ValueError("its SHA-256 digest is not the manifest's")
-            frames = FrameReader(size)
-            frames.feed(whole)
-            frames.finish()
+            if part < self._manifest.streams:
+                frames = FrameReader(size)
+                frames.feed(whole)
+                frames.finish()
         except ValueError as error:
             raise ValueError(f"part {part} did not arrive as it was announced: {error}") from error
         self._parts.append(whole)

@@ -3,6 +3,9 @@
 ``snap/<index>-<term>/`` holds the parts ``0``, ``1``, … and ``manifest``. It is made under a name that ends in
 ``.tmp``, and gets its own by a rename when every file and its names are durable: so what has that name is whole, and
 anything wrong with it is damage, not an unfinished write.
+
+Parts that are files of the state machine are second names of files that it has elsewhere: no byte of them is copied. So
+what has become of such a file has become of it in every snapshot that names it.
 """
 
 from __future__ import annotations
@@ -11,14 +14,22 @@ import hashlib
 import itertools
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from ..errors import StorageCorrupt
+from ..errors import ConfigError, StorageCorrupt, StorageFailed, StorageFull
 from ..raft import MAX_INDEX, MAX_TERM, LogId, SnapshotPoint
 from ._files import IFile, IFileLock, IFileSystem
-from ._snapshot_format import MAX_MANIFEST_FILE, FrameReader, ManifestDamage, seal_manifest, unseal_manifest
+from ._snapshot_format import (
+    MAX_FILE_BYTES,
+    MAX_MANIFEST_FILE,
+    MAX_PARTS,
+    FrameReader,
+    ManifestDamage,
+    seal_manifest,
+    unseal_manifest,
+)
 from ._snapshot_received import ANNOUNCED, UNDER_WAY, Received, announce, find_received, tidy
-from .interfaces import Manifest
+from .interfaces import Manifest, StateFile
 
 __all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part", "verify_steps"]
 
@@ -78,6 +89,26 @@ class SnapshotDirectory:
             self.release()
             raise
         return newest, tuple(positions[-keep:]), received
+
+    def try_links(self, directory: str) -> None:
+        """See that files of another directory can be linked into a snapshot.
+
+        :raises ConfigError: if they cannot.
+        """
+        files, trial = self.files, posixpath.join(self.root, f"trial{_TMP}")
+        source = posixpath.join(directory, f"trial{_TMP}")
+        self.begin(trial)
+        files.create(source).close()
+        try:
+            files.link(source, posixpath.join(trial, "0"))
+        except StorageFull:
+            raise
+        except StorageFailed as error:
+            rule = f"its files must be in the file system of {self.root}, which must have hard links ({error.cause})"
+            raise ConfigError("directory", directory, rule) from None
+        finally:
+            files.remove(source)
+            self.discard(trial)
 
     def release(self) -> None:
         """Give the lock back."""
@@ -195,28 +226,32 @@ def _check_size(files: IFileSystem, path: str, size: int, last: int) -> None:
         raise _corrupt(path, min(found, size), f"the part has {found} bytes, and the manifest says {size}", last)
 
 
-def verify_part(files: IFileSystem, path: str, size: int, digest: bytes, last: int) -> None:
+def verify_part(files: IFileSystem, path: str, manifest: Manifest, part: int) -> None:
     """Read a whole part and compare it with its manifest.
 
-    :param last: the snapshot's index.
     :raises StorageCorrupt: if it is not what the manifest says.
     """
-    for _ in verify_steps(files, path, size, digest, last, _BLOCK):
+    for _ in verify_steps(files, path, manifest, part, _BLOCK):
         pass
 
 
-def verify_steps(files: IFileSystem, path: str, size: int, digest: bytes, last: int, piece: int) -> Iterator[int]:
+def verify_steps(files: IFileSystem, path: str, manifest: Manifest, part: int, piece: int) -> Iterator[int]:
     """Do what :func:`verify_part` does in pieces of so many bytes; yield the size of each."""
+    (size, digest), last = manifest.parts[part], manifest.point.last.index
     _check_size(files, path, size, last)
-    sha, frames = hashlib.sha256(), FrameReader(size)
+    sha = hashlib.sha256()
+    frames = FrameReader(size) if part < manifest.streams else None
     try:
         for offset in range(0, size, piece):
             block = files.read(path, offset, min(piece, size - offset))
             sha.update(block)
-            frames.feed(block)
+            if frames is not None:
+                frames.feed(block)
             yield len(block)
-        frames.finish()
+        if frames is not None:
+            frames.finish()
     except ValueError as error:
+        assert frames is not None
         raise _corrupt(path, frames.offset, str(error), last) from error
     if sha.digest() != digest:
         raise _corrupt(path, 0, "the part's SHA-256 digest is not the manifest's", last)
@@ -247,13 +282,22 @@ class PartsReader:
     def _verify(self, part: int) -> str:
         path = posixpath.join(self._directory, str(part))
         if part not in self._verified:
-            verify_part(self._files, path, *self._manifest.parts[part], self._manifest.point.last.index)
+            verify_part(self._files, path, self._manifest, part)
             self._verified.add(part)
         return path
 
+    @property
+    def files(self) -> tuple[StateFile, ...]:
+        """The parts that are files of the state machine."""
+        manifest = self._manifest
+        return tuple(
+            StateFile(posixpath.join(self._directory, str(part)), *manifest.parts[part])
+            for part in range(manifest.streams, len(manifest.parts))
+        )
+
     def chunks(self) -> list[bytes]:
         """Return the next chunks, about a MiB of them; none at the end."""
-        while self._part < len(self._manifest.parts):
+        while self._part < self._manifest.streams:
             size, _ = self._manifest.parts[self._part]
             if self._frames is None:
                 self._frames, self._offset = FrameReader(size), 0
@@ -321,12 +365,23 @@ class PartsWriter:
         self._parts.append((self._size, self._sha.digest()))
         self._file, self._size, self._sha = None, 0, hashlib.sha256()
 
-    def publish(self, frames: list[bytes], point: SnapshotPoint) -> Manifest:
-        """Append the last frames, and make the snapshot durable under its name."""
+    def publish(self, frames: list[bytes], files: Sequence[StateFile], point: SnapshotPoint) -> Manifest:
+        """Append the last frames, link the files, and make the snapshot durable under its name."""
         self.append(frames)
         self._end_part()
-        manifest = Manifest(point, tuple(self._parts))
+        for file in files:
+            self._link(file, point.last.index)
+        if len(self._parts) > MAX_PARTS:
+            raise ValueError(f"a snapshot of {len(self._parts)} parts is more than {MAX_PARTS}")
+        manifest = Manifest(point, tuple(self._parts), files=len(files))
         return self._directory.publish(self._tmp, manifest)
+
+    def _link(self, file: StateFile, last: int) -> None:
+        if not 0 < file.size <= MAX_FILE_BYTES:
+            raise ValueError(f"{file.path} has {file.size} bytes; a file of a snapshot has up to {MAX_FILE_BYTES}")
+        _check_size(self._directory.files, file.path, file.size, last)
+        self._directory.files.link(file.path, posixpath.join(self._tmp, str(len(self._parts))))
+        self._parts.append((file.size, file.digest))
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -363,14 +418,13 @@ class PartsReceiver:
         if self._file is None:
             self._file = files.create(path)
         self._file.write(offset, data)
-        size, digest = self._manifest.parts[part]
-        if offset + len(data) < size:
+        if offset + len(data) < self._manifest.parts[part][0]:
             return
         self._file.sync()
         self._close()
         try:
             # Read back: what will be published is what lies on the disk.
-            verify_part(files, path, size, digest, self._manifest.point.last.index)
+            verify_part(files, path, self._manifest, part)
         except StorageCorrupt as damage:
             files.remove(path)
             raise ValueError(f"part {part} did not arrive as it was announced: {damage.reason}") from damage
@@ -398,10 +452,10 @@ class PartsReceiver:
         :raises ValueError: if a part that an earlier process received has rotted since.
         """
         self._begin()
-        files, last = self._directory.files, manifest.point.last.index
+        files = self._directory.files
         for part in range(self.parts):
             try:
-                verify_part(files, posixpath.join(self._tmp, str(part)), *self._manifest.parts[part], last)
+                verify_part(files, posixpath.join(self._tmp, str(part)), self._manifest, part)
             except StorageCorrupt as damage:
                 raise ValueError(f"part {part} is not as it was received: {damage.reason}") from damage
         files.remove(posixpath.join(self._tmp, ANNOUNCED))

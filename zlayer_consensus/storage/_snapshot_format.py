@@ -1,8 +1,9 @@
 """What a snapshot looks like in bytes: the manifest, and the parts with their chunks.
 
-Parts travel between nodes as they lie on the disk, so this is a wire format too. A part is a sequence of frames, one
-per chunk: length (u32), CRC-32 of the length's bytes and the chunk (u32), both little-endian, and the chunk. A frame
-lies in one part; a part ends with a frame.
+Parts travel between nodes as they lie on the disk, so this is a wire format too. The first parts hold the stream of
+the state machine: a sequence of frames, one per chunk, which is length (u32), CRC-32 of the length's bytes and the
+chunk (u32), both little-endian, and the chunk. A frame lies in one part; a part ends with a frame. The last parts may
+be files of the state machine, whose content is its own matter.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from .interfaces import Manifest
 
 __all__ = [
     "MAX_CHUNK_BYTES",
+    "MAX_FILE_BYTES",
     "MAX_MANIFEST_FILE",
+    "MAX_PARTS",
     "PART_BYTES",
     "FrameReader",
     "ManifestDamage",
@@ -37,14 +40,19 @@ _HEADER = struct.Struct("<II")
 _LENGTH = struct.Struct("<I")
 MAX_CHUNK_BYTES = PART_BYTES - _HEADER.size
 """The largest chunk that a state machine may yield."""
+MAX_FILE_BYTES = 64 << 20
+"""The largest file of a state machine that a snapshot can name."""
+MAX_PARTS = 1 << 16
+"""The most parts that a snapshot can have."""
 MAX_MANIFEST_FILE = 16 << 20
 """Bytes of a manifest's file that are looked at."""
-_MAX_PART_BYTES = 64 << 20
-_MAX_PARTS = 1 << 16
 _MAX_TIME = (1 << 63) - 1
 
 _FORMAT = 1
+_FORMAT_WITH_FILES = 2
+"""A snapshot without files is written as it always was, so that versions which know of no files can read it."""
 _KEYS = frozenset({"format", "term", "index", "membership", "time_ms", "parts", "installed"})
+_KEYS_WITH_FILES = _KEYS | {"files"}
 _MAGIC = b"zsnapman"
 _SEAL = struct.Struct("<8sII32s")
 
@@ -127,17 +135,18 @@ def check_point(point: SnapshotPoint) -> None:
 def encode_manifest(manifest: Manifest) -> bytes:
     """Encode a manifest for the wire; the same manifest always gives the same bytes."""
     point = manifest.point
-    return _cbor.dumps(
-        {
-            "format": _FORMAT,
-            "term": point.last.term,
-            "index": point.last.index,
-            "membership": point.membership.to_plain(),
-            "time_ms": point.time_ms,
-            "parts": [[size, digest] for size, digest in manifest.parts],
-            "installed": manifest.installed,
-        }
-    )
+    plain = {
+        "format": _FORMAT,
+        "term": point.last.term,
+        "index": point.last.index,
+        "membership": point.membership.to_plain(),
+        "time_ms": point.time_ms,
+        "parts": [[size, digest] for size, digest in manifest.parts],
+        "installed": manifest.installed,
+    }
+    if manifest.files:
+        plain |= {"format": _FORMAT_WITH_FILES, "files": manifest.files}
+    return _cbor.dumps(plain)
 
 
 def decode_manifest(data: bytes) -> Manifest:
@@ -149,10 +158,12 @@ def decode_manifest(data: bytes) -> Manifest:
     plain = _cbor.loads(data)
     if not isinstance(plain, dict) or "format" not in plain:
         raise ValueError("a manifest is a map with a format")
-    if plain["format"] != _FORMAT or type(plain["format"]) is not int:
-        raise ValueError(f"manifest format {plain['format']!r} is not known here (known: {_FORMAT})")
-    if set(plain) != _KEYS:
-        raise ValueError("a manifest has exactly the keys " + ", ".join(sorted(_KEYS)))
+    if plain["format"] not in (_FORMAT, _FORMAT_WITH_FILES) or type(plain["format"]) is not int:
+        known = f"known: {_FORMAT} and {_FORMAT_WITH_FILES}"
+        raise ValueError(f"manifest format {plain['format']!r} is not known here ({known})")
+    keys = _KEYS if plain["format"] == _FORMAT else _KEYS_WITH_FILES
+    if set(plain) != keys:
+        raise ValueError("a manifest has exactly the keys " + ", ".join(sorted(keys)))
     term, index, time_ms = (
         _number(plain, name, limit)
         for name, limit in (("term", MAX_TERM), ("index", MAX_INDEX), ("time_ms", _MAX_TIME))
@@ -161,7 +172,11 @@ def decode_manifest(data: bytes) -> Manifest:
         raise ValueError("installed is not true or false")
     point = SnapshotPoint(LogId(term, index), Membership.from_plain(plain["membership"]), time_ms)
     check_point(point)
-    manifest = Manifest(point, _parts(plain["parts"]), plain["installed"])
+    rows = plain["parts"]
+    if not isinstance(rows, list) or len(rows) > MAX_PARTS:
+        raise ValueError(f"parts is not a list of at most {MAX_PARTS}")
+    files = _number(plain, "files", len(rows)) if "files" in plain else 0
+    manifest = Manifest(point, _parts(rows, len(rows) - files), plain["installed"], files)
     if encode_manifest(manifest) != data:
         raise ValueError("the manifest is not in its canonical form")
     return manifest
@@ -174,16 +189,15 @@ def _number(plain: dict[str, Any], name: str, limit: int) -> int:
     return value
 
 
-def _parts(rows: Any) -> tuple[tuple[int, bytes], ...]:
-    if not isinstance(rows, list) or len(rows) > _MAX_PARTS:
-        raise ValueError(f"parts is not a list of at most {_MAX_PARTS}")
+def _parts(rows: list[Any], streams: int) -> tuple[tuple[int, bytes], ...]:
     parts = []
-    for row in rows:
+    for part, row in enumerate(rows):
         if not isinstance(row, list) or len(row) != 2:
             raise ValueError("a part is a size and a digest")
         size, digest = row
-        if type(size) is not int or not _HEADER.size <= size <= _MAX_PART_BYTES:
-            raise ValueError(f"the size of a part is not between {_HEADER.size} and {_MAX_PART_BYTES}")
+        least = _HEADER.size if part < streams else 1
+        if type(size) is not int or not least <= size <= MAX_FILE_BYTES:
+            raise ValueError(f"the size of a part is not between {least} and {MAX_FILE_BYTES}")
         if type(digest) is not bytes or len(digest) != hashlib.sha256().digest_size:
             raise ValueError("the digest of a part is not a SHA-256 digest")
         parts.append((size, digest))

@@ -68,7 +68,7 @@ class SnapshotScrub:
             reason = "it is another manifest than it was"
             raise StorageCorrupt(posixpath.join(path, "manifest"), 0, reason, 1, position.index)
         yield posixpath.join(path, "manifest"), 0
-        for part, (size, digest) in enumerate(manifest.parts):
+        for part in range(len(manifest.parts)):
             part_path = posixpath.join(path, str(part))
-            for read in verify_steps(directory.files, part_path, size, digest, position.index, piece):
+            for read in verify_steps(directory.files, part_path, manifest, part, piece):
                 yield part_path, read

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
@@ -21,6 +22,7 @@ from .interfaces import (
     ISnapshotReceiver,
     ISnapshotWriter,
     IStateMachine,
+    IStateMachineFiles,
     Manifest,
     ScrubStep,
 )
@@ -86,6 +88,10 @@ class SnapshotStore:
     def _release(self) -> None:
         raise NotImplementedError
 
+    def _try_links(self, directory: str) -> None:
+        """See that files of a machine's directory can be linked."""
+        raise NotImplementedError
+
     # The contract.
 
     def open(self) -> Deferred[Manifest | None]:
@@ -98,6 +104,7 @@ class SnapshotStore:
         self._state = "opening"
         try:
             self._newest, positions, self._received = await self._executor.run(self._recover)
+            await self._open_machine()
         except Exception:
             if self._state == "opening":
                 self._state = "new"
@@ -106,6 +113,17 @@ class SnapshotStore:
         if self._state == "opening":
             self._state = "open"
         return self._newest
+
+    async def _open_machine(self) -> None:
+        machine: Any = self.machine
+        if not IStateMachineFiles.providedBy(machine):
+            return
+        try:
+            await machine.open()
+            await self._executor.run(self._try_links, machine.directory)
+        except Exception:
+            await self._executor.run(self._release)
+            raise
 
     def newest(self) -> Manifest | None:
         """See :meth:`IStateMachineStore.newest`."""
@@ -216,18 +234,29 @@ class SnapshotStore:
         return uncancelled(self._close(opened))
 
     async def _close(self, opened: bool) -> None:
-        try:
-            if self._writer is not None:
-                await self._writer.abort()
-            if self._receiver is not None:
-                await self._receiver.suspend()
-        finally:
+        failure: Exception | None = None
+        for step in self._closing_steps(opened):
             try:
-                if opened:
-                    await self._executor.run(self._release)
-            finally:
-                if self._stop_executor:
-                    await self._executor.stop()
+                await step()
+            except Exception as error:  # whatever it is, the rest must be released, too
+                failure = failure or error
+        if failure is not None:
+            raise failure
+
+    def _closing_steps(self, opened: bool) -> list[Callable[[], Deferred[None]]]:
+        steps: list[Callable[[], Deferred[None]]] = []
+        if self._writer is not None:
+            steps.append(self._writer.abort)
+        if self._receiver is not None:
+            steps.append(self._receiver.suspend)
+        machine: Any = self.machine
+        if IStateMachineFiles.providedBy(machine):
+            steps.append(machine.close)
+        if opened:
+            steps.append(lambda: self._executor.run(self._release))
+        if self._stop_executor:
+            steps.append(self._executor.stop)
+        return steps
 
     def _check_open(self) -> None:
         if self._state != "open":

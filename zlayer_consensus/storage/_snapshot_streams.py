@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -14,7 +14,7 @@ from ..errors import StorageError
 from ..raft import SnapshotPoint
 from ._executor import IExecutor
 from ._snapshot_format import check_chunk, frame
-from .interfaces import ISnapshotReader, ISnapshotReceiver, ISnapshotWriter, Manifest
+from .interfaces import ISnapshotReader, ISnapshotReceiver, ISnapshotWriter, Manifest, StateFile
 
 __all__ = [
     "Reader",
@@ -39,8 +39,8 @@ class WriterParts(Protocol):
     def append(self, frames: list[bytes]) -> None:
         """Append frames, to as many parts as they need."""
 
-    def publish(self, frames: list[bytes], point: SnapshotPoint) -> Manifest:
-        """Append the last frames, and make the snapshot durable under its name."""
+    def publish(self, frames: list[bytes], files: Sequence[StateFile], point: SnapshotPoint) -> Manifest:
+        """Append the last frames, give the files their names in it, and make it durable under its own."""
 
     def discard(self) -> None:
         """Remove what was written."""
@@ -48,6 +48,10 @@ class WriterParts(Protocol):
 
 class ReaderParts(Protocol):
     """The half of a reader that blocks."""
+
+    @property
+    def files(self) -> tuple[StateFile, ...]:
+        """The parts that are files of the state machine; does not block."""
 
     def read(self, part: int, offset: int, size: int) -> bytes:
         """Read raw bytes of a verified part."""
@@ -162,20 +166,20 @@ class Writer:
             self._failure = error
             raise
 
-    def publish(self) -> Deferred[Manifest]:
+    def publish(self, files: Sequence[StateFile] = ()) -> Deferred[Manifest]:
         """See :meth:`ISnapshotWriter.publish`."""
         try:
             self._check_usable()
         except Exception as error:
             return fail(error)
         self._state = "published"
-        return uncancelled(self._publish_all())
+        return uncancelled(self._publish_all(files))
 
-    async def _publish_all(self) -> Manifest:
+    async def _publish_all(self, files: Sequence[StateFile]) -> Manifest:
         frames, self._frames = self._frames, []
 
         def durable() -> Deferred[Manifest]:
-            return Deferred.fromCoroutine(self._run(self._publish_parts, frames))
+            return Deferred.fromCoroutine(self._run(self._publish_parts, frames, files))
 
         try:
             manifest = await self._publish(self._point, durable)
@@ -185,10 +189,10 @@ class Writer:
         self._end()
         return manifest
 
-    def _publish_parts(self, frames: list[bytes]) -> Manifest:
+    def _publish_parts(self, frames: list[bytes], files: Sequence[StateFile]) -> Manifest:
         if self._failure is not None:
             raise self._failure
-        return self._parts.publish(frames, self._point)
+        return self._parts.publish(frames, files, self._point)
 
     def _discard(self) -> Deferred[None]:
         return self._executor.run(self._parts.discard)
@@ -222,6 +226,7 @@ class Reader:
 
     def __init__(self, executor: IExecutor, parts: ReaderParts, manifest: Manifest, closed: Callable[[], None]) -> None:
         self.manifest = manifest
+        self.files = parts.files
         self._executor = executor
         self._parts = parts
         self._closed: Callable[[], None] | None = closed

@@ -6,14 +6,14 @@ that these methods return is not cancellable: cancelling it gives up waiting and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from zope.interface import Attribute, Interface
 
-from ..errors import StorageCorrupt
+from ..errors import ConsensusError, StorageCorrupt
 from ..raft import Entry, LogId, LogWrite, SnapshotPoint, Start
 
 __all__ = [
@@ -25,11 +25,13 @@ __all__ = [
     "ISnapshotWriter",
     "IStateDigest",
     "IStateMachine",
+    "IStateMachineFiles",
     "IStateMachineStore",
     "IStateSink",
     "Identity",
     "Manifest",
     "ScrubStep",
+    "StateFile",
 ]
 
 
@@ -62,16 +64,42 @@ class Manifest:
     :param point: position, configuration and log time.
     :param parts: ``(size in bytes, SHA-256 digest)`` of each part, in order.
     :param installed: whether it came from a leader (then the log may legally end before it, S-17).
+    :param files: how many of the parts, the last ones, are files of the state machine. The others hold its stream.
     """
 
     point: SnapshotPoint
     parts: tuple[tuple[int, bytes], ...]
     installed: bool = False
+    files: int = 0
 
     @property
     def size(self) -> int:
         """Bytes of all parts."""
         return sum(size for size, _ in self.parts)
+
+    @property
+    def streams(self) -> int:
+        """How many of the parts, the first ones, hold the stream."""
+        return len(self.parts) - self.files
+
+    @property
+    def stream_size(self) -> int:
+        """Bytes of the parts that hold the stream: what a snapshot takes, where the files are there already."""
+        return sum(size for size, _ in self.parts[: self.streams])
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """A file of a state machine that is complete and synced, and never changes again.
+
+    :param path: where it is.
+    :param size: its bytes: at least 1, and at most 64 MiB.
+    :param digest: SHA-256 of all of them.
+    """
+
+    path: str
+    size: int
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +234,78 @@ class IStateMachine(Interface):
         """Begin to replace the state by a snapshot's."""
 
 
+class IStateMachineFiles(IStateMachine):
+    """A state machine part of whose state lies in files of its own, so that the state may be larger than memory.
+
+    The files add nothing to what is durable: after a restart the state is the newest snapshot, files included, and the
+    log behind it. A snapshot names files, and costs no copy of them: the store gives each a second name (a hard link).
+    So a file that a snapshot names must be complete and synced, and must never be modified again; removing it is
+    allowed when the store has its own name for it. A file that is damaged is damaged in every snapshot that names it.
+
+    It is the store, which must be a :class:`FileStateMachine` or another that takes files, that opens and closes the
+    machine. ``apply`` still runs on the reactor's thread, and must not wait for a disk: see ``prepare``.
+    """
+
+    directory: str = Attribute(
+        "The directory of the live files, in the same file system as the snapshots. The store tries there, when it is "
+        "opened, whether files can be linked; what it makes for that has a name that ends in ``.tmp``."
+    )
+
+    def open() -> Deferred[None]:
+        """Begin, in the initial state: make the directory, and remove the files that an earlier process has left.
+
+        Called once, before everything else, by the store, which holds a lock by then.
+
+        :raises StorageError: if that fails. It may be called again then.
+        """
+
+    def failed() -> Deferred[ConsensusError]:
+        """Return a new Deferred that fires with what makes the files useless: a write, sync or read that failed.
+
+        A :class:`~zlayer_consensus.errors.StorageError`, as a rule. The node stops then. Nothing is retried.
+        """
+
+    def prepare(command: Any) -> Deferred[None] | None:
+        """Say whether ``apply`` of a command can go without waiting for a disk: None if so.
+
+        Else a Deferred after which the question is asked again. Until then nothing is applied, and so nothing changes
+        but by a restored snapshot. What was read for a command must be kept until it is applied. It is also the way
+        to hold back the node while the disk cannot keep up, so that memory stays bounded.
+
+        It changes nothing that anybody can see. A command that ``apply`` will refuse is no error here. ``apply`` must
+        work without it, too; it may block then.
+        """
+
+    def room() -> Deferred[None] | None:
+        """Say whether a sink may take the next chunk: None if so, else a Deferred after which it may."""
+
+    def snapshot() -> Iterator[bytes]:
+        """See :meth:`IStateMachine.snapshot`; the iterator has a ``close``.
+
+        ``close`` is called when the snapshot was published or given up, and not before: until then the files that it
+        names stay under their paths. It may be called while the iterator is not at its end, and again.
+        """
+
+    def sealed() -> Deferred[Sequence[StateFile]]:
+        """Return the files that a snapshot names, in the order in which ``restore_files`` gets them.
+
+        Called right after ``snapshot``, in the same step, for that snapshot. Fires when all of them are complete and
+        synced. Their number and their order are fixed in this call: the stream may refer to them.
+
+        :raises StorageError: as a failure, if they cannot be.
+        """
+
+    def restore_files(files: Sequence[StateFile]) -> Deferred[IStateSink]:
+        """Begin to replace the state by that of a snapshot with these files; ``restore`` is for one without.
+
+        The paths are the snapshot's own and may be gone later: before it fires, the machine has given each file that it
+        needs another name. It must not modify them. They were not read: what is damaged in them shows when it is used.
+        """
+
+    def close() -> Deferred[None]:
+        """Release everything; what is under way may end. Idempotent. The files stay; the next ``open`` removes them."""
+
+
 class IReplaceableState(Interface):
     """What an application with a large state may provide beside :class:`IStateMachine`, so that memory need not hold
     two states while a leader's snapshot is installed.
@@ -245,12 +345,16 @@ class ISnapshotWriter(Interface):
     def write(chunk: bytes) -> Deferred[None]:
         """Append one piece; its boundaries are kept. Fires when the next may come."""
 
-    def publish() -> Deferred[Manifest]:
+    def publish(files: Sequence[StateFile] = ()) -> Deferred[Manifest]:
         """Make it durable and the newest snapshot; older ones beyond the number kept are removed.
+
+        :param files: what a machine with files of its own has :meth:`~IStateMachineFiles.sealed`. They become parts
+            behind the stream, by second names, and nothing is copied. They must stay under their paths meanwhile.
 
         If a snapshot of the same position was published meanwhile, that one stays and is what this fires with (J-87).
 
         :raises ValueError: if a newer one was published meanwhile. Then, and after any other failure: ``abort``.
+        :raises StorageCorrupt: if a file is not there in its size.
         :raises StorageFull: if there is no space. Earlier snapshots are untouched.
         """
 
@@ -262,6 +366,10 @@ class ISnapshotReader(Interface):
     """Reads a published snapshot, which stays readable until ``close``, also if it is superseded."""
 
     manifest: Manifest = Attribute("Its :class:`Manifest`.")
+    files: Sequence[StateFile] = Attribute(
+        "The parts that are files of the state machine, in order, for :meth:`IStateMachineFiles.restore_files`. Empty "
+        "if the store has no paths for them. Nothing was read: they are there, in their sizes."
+    )
 
     def read(part: int, offset: int, size: int) -> Deferred[bytes]:
         """Read up to ``size`` raw bytes of a part, for a transfer; empty only at its end.
@@ -270,7 +378,7 @@ class ISnapshotReader(Interface):
         """
 
     def next_chunk() -> Deferred[bytes | None]:
-        """Return the next piece as it was written, None at the end, for loading.
+        """Return the next piece of the stream as it was written, None at the end, for loading.
 
         :raises StorageCorrupt: if the part it lies in is damaged.
         """
@@ -312,9 +420,12 @@ class IStateMachineStore(Interface):
     def open() -> Deferred[Manifest | None]:
         """Find the newest snapshot, and remove leftovers of unfinished ones. Reads no state yet.
 
-        Whole parts of a snapshot that was being received may stay, for :meth:`receiver` to go on with.
+        Whole parts of a snapshot that was being received may stay, for :meth:`receiver` to go on with. A machine that
+        provides :class:`IStateMachineFiles` is opened, too, if the store takes files; else the store refuses it when it
+        is made.
 
         :raises StorageCorrupt: if the newest published snapshot is damaged as far as its manifest shows.
+        :raises ConfigError: if the machine's files cannot be linked into a snapshot.
         """
 
     def newest() -> Manifest | None:
@@ -357,4 +468,4 @@ class IStateMachineStore(Interface):
         """
 
     def close() -> Deferred[None]:
-        """Finish and release. Idempotent."""
+        """Finish and release; the machine, too, if it has files. Idempotent."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from twisted.trial.unittest import SkipTest
 from zope.interface.verify import verifyObject
 
 from ..errors import DomainError
-from ..storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine
+from ..storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateSink, StateFile
 from ._contracts import Base
 
 __all__ = ["StateMachineContract"]
@@ -55,9 +55,17 @@ class StateMachineContract(Base):
                 results.append((type(error), error.reason, error.message, error.details))
         return results
 
-    def restore_into(self, machine: IStateMachine, chunks: Iterable[bytes]) -> None:
+    def begin_snapshot(self, machine: IStateMachine) -> tuple[Iterator[bytes], Sequence[StateFile]]:
+        """Begin a snapshot as a node does; return its pieces, and the files that it names, if there are any."""
+        return machine.snapshot(), ()
+
+    def begin_restore(self, machine: IStateMachine, files: Sequence[StateFile]) -> IStateSink:
+        """Begin to restore a snapshot as a node does."""
+        return machine.restore()
+
+    def restore_into(self, machine: IStateMachine, chunks: Iterable[bytes], files: Sequence[StateFile] = ()) -> None:
         """Restore a snapshot as a node does."""
-        sink = machine.restore()
+        sink = self.begin_restore(machine, files)
         for chunk in chunks:
             sink.write(chunk)
         sink.finish()
@@ -102,14 +110,14 @@ class StateMachineContract(Base):
         machine, expected = self.make_machine(), self.make_machine()
         self.run_commands(machine, before)
         self.run_commands(expected, before)
-        pieces = machine.snapshot()
+        pieces, files = self.begin_snapshot(machine)
         chunks = []
         for index, command in enumerate(after, len(before) + 1):
             self.run_commands(machine, [command], index)
             chunks += [chunk for chunk in (next(pieces, None),) if chunk is not None]
         chunks += pieces
         restored = self.make_machine()
-        self.restore_into(restored, chunks)
+        self.restore_into(restored, chunks, files)
         self.assertEqual(self.state_of(restored), self.state_of(expected))
 
     def test_snapshot_given_up(self) -> None:
@@ -118,7 +126,7 @@ class StateMachineContract(Base):
         machine, expected = self.make_machine(), self.make_machine()
         self.run_commands(expected, self.commands())
         self.run_commands(machine, before)
-        pieces = machine.snapshot()
+        pieces, _ = self.begin_snapshot(machine)
         next(pieces, None)
         close = getattr(pieces, "close", None)
         if close is not None:
@@ -131,7 +139,8 @@ class StateMachineContract(Base):
         before, after = self.halves()
         machine, restored = self.make_machine(), self.make_machine()
         self.run_commands(machine, before)
-        self.restore_into(restored, list(machine.snapshot()))
+        pieces, files = self.begin_snapshot(machine)
+        self.restore_into(restored, list(pieces), files)
         self.assertEqual(self.state_of(restored), self.state_of(machine))
         first = len(before) + 1
         self.assertEqual(self.run_commands(restored, after, first), self.run_commands(machine, after, first))
@@ -142,10 +151,11 @@ class StateMachineContract(Base):
         before, _ = self.halves()
         machine, other = self.make_machine(), self.make_machine()
         self.run_commands(machine, before)
-        chunks = list(machine.snapshot())
+        pieces, files = self.begin_snapshot(machine)
+        chunks = list(pieces)
         self.run_commands(other, self.commands())
         for _ in range(2):
-            self.restore_into(other, chunks)
+            self.restore_into(other, chunks, files)
             self.assertEqual(self.state_of(other), self.state_of(machine))
 
     def test_unfinished_restore_changes_nothing(self) -> None:
@@ -155,8 +165,9 @@ class StateMachineContract(Base):
         self.run_commands(other, self.commands())
         self.run_commands(machine, before)
         expected = self.state_of(machine)
-        sink = machine.restore()
-        for chunk in other.snapshot():
+        pieces, files = self.begin_snapshot(other)
+        sink = self.begin_restore(machine, files)
+        for chunk in pieces:
             sink.write(chunk)
         self.assertEqual(self.state_of(machine), expected)
         self.run_commands(machine, after, len(before) + 1)
@@ -210,7 +221,8 @@ class StateMachineContract(Base):
             self.assertEqual(digest, _digest(replica))
             self.assertEqual(states.setdefault(digest, state), state, "two states have one digest")
             restored = self.make_machine()
-            self.restore_into(restored, list(machine.snapshot()))
+            pieces, files = self.begin_snapshot(machine)
+            self.restore_into(restored, list(pieces), files)
             self.assertEqual(_digest(restored), digest)
 
     def assert_refused(self, machine: IStateMachine, chunks: Iterable[bytes]) -> None:
