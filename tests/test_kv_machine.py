@@ -1,6 +1,7 @@
 """The key-value application: commands, transactions, what is refused, and what the node asks of a state machine."""
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -43,10 +44,37 @@ from zlayer_consensus.storage import ApplyContext, IStateMachine, IStateSink
 from zlayer_consensus.testing import StateMachineContract
 
 
+def restored_into(machine: Any, pieces: list[bytes]) -> Any:
+    sink = machine.restore()
+    for piece in pieces:
+        sink.write(piece)
+    sink.finish()
+    return machine
+
+
 class MachineTestCase(SynchronousTestCase):
+    """Tests that hold for every machine of the store; ``test_kv_files`` runs them with another one."""
+
     def setUp(self) -> None:
-        self.machine = KeyValueMachine()
+        self.machine = self.make()
         self.index = 0
+
+    def make(self) -> Any:
+        return KeyValueMachine()
+
+    def begin_snapshot(self) -> tuple[Iterator[bytes], Any]:
+        """A snapshot's pieces, and what else is needed to restore it."""
+        return self.machine.snapshot(), None
+
+    def restored(self, pieces: list[bytes], files: Any) -> Any:
+        return restored_into(self.make(), pieces)
+
+    def snapshot_size(self) -> int:
+        pieces, files = self.begin_snapshot()
+        size: int = sum(map(len, pieces)) + sum(file.size for file in files or ())
+        if files is not None:
+            pieces.close()  # type: ignore[attr-defined]
+        return size
 
     def apply(self, command: Command | bytes) -> Result:
         self.index += 1
@@ -116,18 +144,14 @@ class CommandTests(MachineTestCase):
         for number in range(50):
             self.apply(Put(b"key", bytes([number]) * 1000))
         self.apply(Delete(b"key"))
-        before = sum(map(len, self.machine.snapshot()))
+        before = self.snapshot_size()
         self.assertEqual(self.apply(Compact(52)), CompactResult(52, 52))
         self.assertEqual((self.machine.revision, self.machine.compacted_revision), (52, 52))
-        self.assertLess(sum(map(len, self.machine.snapshot())), before - 49_000)
+        self.assertLess(self.snapshot_size(), before - 49_000)
         self.assertEqual("compacted", self.refused(Compact(51)))
         self.assertEqual("future_revision", self.refused(Compact(53)))
-        copy = KeyValueMachine()
-        sink = copy.restore()
-        for piece in self.machine.snapshot():
-            sink.write(piece)
-        sink.finish()
-        self.assertEqual(52, copy.compacted_revision)
+        pieces, files = self.begin_snapshot()
+        self.assertEqual(52, self.restored(list(pieces), files).compacted_revision)
 
     def test_what_frees_space(self) -> None:
         """S-10: deletions and compactions, alone or in a transaction that reads as well, but puts nothing."""
@@ -224,18 +248,13 @@ class TxnTests(MachineTestCase):
         for number in range(MAX_DELETED_KEYS + 1):
             self.apply(Put(b"many/%05d" % number, b"x"))
         digest = self.machine.digest()
-        snapshot = self.machine.snapshot()
+        snapshot, files = self.begin_snapshot()
         pieces = [next(snapshot), next(snapshot)]
         everything = Delete(b"many/", prefix_end(b"many/"))
         changes = (Delete(b"many/01999"), Put(b"other", b"changed"), Put(b"a", b""), Put(b"z", b""), everything)
         self.assertEqual(self.refused(Txn((), changes)), "too_many_keys")
         pieces += snapshot
-        copy = KeyValueMachine()
-        sink = copy.restore()
-        for piece in pieces:
-            sink.write(piece)
-        sink.finish()
-        self.assertEqual((copy.digest(), self.machine.digest()), (digest, digest))
+        self.assertEqual((self.restored(pieces, files).digest(), self.machine.digest()), (digest, digest))
 
     def test_result_too_large(self) -> None:
         """A transaction reads out a bounded number of bytes; one value alone may be larger."""
@@ -399,7 +418,7 @@ class RestoreTests(MachineTestCase):
             self.apply(Put(b"%d" % number, b""))
         old = self.machine._store
         sink = self.machine.restore()
-        for piece in KeyValueMachine().snapshot():
+        for piece in self.make().snapshot():
             sink.write(piece)
         sink.finish()
         self.assertEqual((self.machine.index, self.machine.revision, len(self.machine)), (0, 1, 0))
@@ -411,11 +430,8 @@ class RestoreTests(MachineTestCase):
 
     def test_index_is_in_the_snapshot(self) -> None:
         self.machine.apply(encode(Put(b"a", b"")), ApplyContext(41, 0))
-        copy = KeyValueMachine()
-        sink = copy.restore()
-        for piece in self.machine.snapshot():
-            sink.write(piece)
-        sink.finish()
+        pieces, files = self.begin_snapshot()
+        copy = self.restored(list(pieces), files)
         self.assertEqual((copy.index, copy.revision, copy.digest()), (41, 2, self.machine.digest()))
 
 

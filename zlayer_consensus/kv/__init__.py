@@ -1,7 +1,8 @@
 """The replicated key-value store: the application that the daemon runs unless told otherwise.
 
 An application of its own can use it as well: ``ConsensusNode`` with :class:`KeyValueMachine` and :data:`TYPES`,
-``encode`` for what is proposed and ``decode_result`` for what comes back.
+``encode`` for what is proposed and ``decode_result`` for what comes back. With :class:`FileKeyValueMachine` the values
+are on disk, and may be larger than memory.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from ._commands import (
     prefix_end,
     validate,
 )
+from ._file_machine import FileKeyValueMachine
 from ._machine import TYPES, KeyValueMachine
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "Comparison",
     "Delete",
     "DeleteResult",
+    "FileKeyValueMachine",
     "KeyValue",
     "KeyValueMachine",
     "Operation",

@@ -7,13 +7,14 @@ replica forgets the same.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
 from ._ordered import OrderedMap
+from ._records import Values
 
 __all__ = ["Event", "History"]
 
@@ -31,13 +32,15 @@ class History:
 
     :param changes: events that are kept.
     :param size: bytes that are kept.
+    :param values: where the values of the records are.
     """
 
-    def __init__(self, changes: int, size: int) -> None:
+    def __init__(self, changes: int, size: int, values: Values) -> None:
         self.compacted = 1
         """The oldest revision that can be read. Events have greater revisions."""
         self._changes = changes
         self._size = size
+        self._values = values
         self._events: deque[Event] = deque()
         self._of_key: dict[bytes, list[Event]] = {}
         self._gone = OrderedMap()  # keys whose last event deleted them; they map to nothing
@@ -46,9 +49,9 @@ class History:
     def __len__(self) -> int:
         return len(self._events)
 
-    @staticmethod
-    def _cost(event: Event) -> int:
-        return _EVENT_OVERHEAD + len(event[1]) + len(event[2] or b"")
+    def _cost(self, event: Event) -> int:
+        before = event[2]
+        return _EVENT_OVERHEAD + len(event[1]) + (0 if before is None else self._values.size(before))
 
     def add(self, event: Event) -> None:
         """Add the newest event."""
@@ -105,6 +108,8 @@ class History:
             event = events.popleft()
             self._bytes -= self._cost(event)
             dropped[event[1]] = dropped.get(event[1], 0) + 1
+            if event[2] is not None:
+                self._values.drop(event[1], event[2])
         self.compacted = revision
 
     def _forget(self, dropped: dict[bytes, int]) -> None:
@@ -142,6 +147,25 @@ class History:
     def all(self) -> list[Event]:
         """Return the events of the window, oldest first."""
         return list(self._events)
+
+    def befores(self, key: bytes) -> Iterator[bytes]:
+        """Iterate over the records that a key had, and that are forgotten with their events."""
+        return (event[2] for event in self._of_key.get(key, ()) if event[2] is not None)
+
+    def move(self, key: bytes, old: bytes, new: bytes) -> None:
+        """Let ``new`` stand where ``old`` does in the events of a key."""
+        events = self._of_key.get(key, [])
+        for number, event in enumerate(events):
+            if old in event[2:]:
+                revision, _, before, after = event
+                moved = (revision, key, new if before == old else before, new if after == old else after)
+                events[number] = self._events[self._place(event)] = moved
+
+    def _place(self, event: Event) -> int:
+        place = bisect_left(self._events, event[0], key=_revision)
+        while self._events[place] is not event:
+            place += 1
+        return place
 
     def prepend(self, event: Event) -> None:
         """Add an event that is older than all others, while a snapshot is loaded. :meth:`loaded` must follow."""

@@ -6,13 +6,16 @@ whatever is about to change in front of it is set aside first. What is set aside
 The stream is made of blocks: a letter and a body. ``H`` (CBOR: format, revision, ...) comes first; ``K`` holds keys
 with their records; ``V`` holds events of the history, newest first; ``E`` ends the stream with counts and digest. A
 block longer than a piece is cut: its last piece starts with ``-``, the others with ``+``.
+
+In format 1 the records have their values in them. In format 2 they say where the values are in the files that the
+snapshot names; the header has the number of these.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from zope.interface import implementer
 
@@ -21,9 +24,11 @@ from . import _plain
 from ._history import Event
 from ._store import Store
 
-__all__ = ["Snapshot", "StateSink"]
+__all__ = ["INLINE", "IN_FILES", "FileTable", "Reading", "Snapshot", "StateSink"]
 
-_FORMAT: Final = 1
+INLINE: Final = 1
+IN_FILES: Final = 2
+"""The two formats."""
 _BLOCK_BYTES: Final = 64 << 10
 _BLOCK_ITEMS: Final = 512
 """Most keys in a block, so that loading it takes 2 or 3 ms at most, also when they are small."""
@@ -32,23 +37,57 @@ _PIECE_BYTES: Final = 256 << 10
 _KEY: Final = struct.Struct("<II")  # length of the key, length of the record
 _EVENT: Final = struct.Struct("<QII")  # revision, length of the key, length of the record before plus 1, or 0
 _HEADER_KEYS: Final = {"format", "revision", "compacted", "index"}
+_HEADERS: Final = {INLINE: _HEADER_KEYS, IN_FILES: _HEADER_KEYS | {"files"}}
 _END_KEYS: Final = {"keys", "events", "digest"}
+
+
+class FileTable(Protocol):
+    """The files that a snapshot names."""
+
+    count: int
+
+    def written(self, record: bytes) -> bytes:
+        """Return a record as it stands in the snapshot."""
+
+    def release(self) -> None:
+        """The snapshot needs them no longer. Idempotent."""
+
+
+class Reading(Protocol):
+    """What a sink makes of the records in a stream."""
+
+    def begin(self, header: dict[str, Any]) -> None:
+        """Take the header.
+
+        :raises ValueError: if the stream cannot be right.
+        :raises ConfigError: if it is for a machine that is set up differently.
+        """
+
+    def record(self, key: bytes, written: bytes) -> bytes:
+        """Return the record to keep.
+
+        :raises ValueError: if it is damaged.
+        """
 
 
 class Snapshot(Iterator[bytes]):
     """Yields the store as of the moment it is made.
 
     :param index: the log index of the last command that the store has seen.
+    :param files: where the values are, unless they are in the records.
     """
 
-    def __init__(self, store: Store, index: int) -> None:
+    def __init__(self, store: Store, index: int, files: FileTable | None = None) -> None:
         self._store = store
+        self._files = files
         self._header = {
-            "format": _FORMAT,
+            "format": INLINE if files is None else IN_FILES,
             "revision": store.revision,
             "compacted": store.compacted,
             "index": index,
         }
+        if files is not None:
+            self._header["files"] = files.count
         self._end = {"keys": len(store), "digest": store.digest()}
         self._events: list[Event] = store.history.all()  # bounded by the window
         self._cursor: bytes | None = None  # keys up to here were yielded
@@ -65,6 +104,8 @@ class Snapshot(Iterator[bytes]):
         self._pieces.close()
         self._aside.clear()
         self._events.clear()
+        if self._files is not None:
+            self._files.release()
 
     def _set_aside(self, key: bytes, record: bytes | None) -> None:
         if (self._cursor is None or key > self._cursor) and key not in self._aside:
@@ -82,15 +123,19 @@ class Snapshot(Iterator[bytes]):
             yield from _cut(self._past())
         yield b"E" + _plain.dumps(self._end)
 
+    def _written(self, record: bytes) -> bytes:
+        return record if self._files is None else self._files.written(record)
+
     def _walk(self) -> bytes:
         parts = [b"K"]
         size = 0
         walked = 0
         cursor = self._cursor
-        for key, record in self._store.items(b"" if cursor is None else cursor, after=cursor is not None):
+        for key, kept in self._store.items(b"" if cursor is None else cursor, after=cursor is not None):
             self._cursor = key
             walked += 1
             if key not in self._aside:
+                record = self._written(kept)
                 parts += (_KEY.pack(len(key), len(record)), key, record)
                 size += len(key) + len(record)
             if size >= _BLOCK_BYTES or walked >= _BLOCK_ITEMS:
@@ -104,6 +149,7 @@ class Snapshot(Iterator[bytes]):
         while self._aside and size < _BLOCK_BYTES and len(parts) < 3 * _BLOCK_ITEMS:
             key, record = self._aside.popitem()
             if record is not None:
+                record = self._written(record)
                 parts += (_KEY.pack(len(key), len(record)), key, record)
                 size += len(key) + len(record)
         return b"".join(parts)
@@ -113,6 +159,7 @@ class Snapshot(Iterator[bytes]):
         size = 0
         while self._events and size < _BLOCK_BYTES and len(parts) < 3 * _BLOCK_ITEMS:
             revision, key, before, _ = self._events.pop()
+            before = None if before is None else self._written(before)
             parts += (_EVENT.pack(revision, len(key), 0 if before is None else len(before) + 1), key, before or b"")
             size += len(key) + len(before or b"")
         return b"".join(parts)
@@ -133,14 +180,20 @@ class StateSink:
     """Loads a snapshot into a new store, and hands it over when it is complete and right.
 
     :param store: an empty store.
+    :param reading: makes the records to keep of those in the stream.
     :param replace: called once with the store and the log index that it belongs to.
     :param debris: what is to be cleared away meanwhile, step by step; one makes room for more than a block has.
     """
 
     def __init__(
-        self, store: Store, replace: Callable[[Store, int], None], debris: Iterator[None] | None = None
+        self,
+        store: Store,
+        reading: Reading,
+        replace: Callable[[Store, int], None],
+        debris: Iterator[None] | None = None,
     ) -> None:
         self._store = store
+        self._reading = reading
         self._replace = replace
         self._debris = iter(()) if debris is None else debris
         self._partial: list[bytes] = []
@@ -171,9 +224,8 @@ class StateSink:
         if self._header is None:
             if kind != b"H":
                 raise ValueError("the snapshot does not start with its header")
-            self._header = _table(block, _HEADER_KEYS)
-            if self._header["format"] != _FORMAT:
-                raise ValueError(f"the snapshot has format {self._header['format']!r}, known is {_FORMAT}")
+            self._header = _header(block)
+            self._reading.begin(self._header)
         elif kind == b"K" and not self._events:
             self._keys(block)
         elif kind == b"V":
@@ -193,7 +245,8 @@ class StateSink:
             key_at = at + _KEY.size
             at = key_at + key_size + record_size
             _check_end(at, block)
-            self._store.load(block[key_at : key_at + key_size], block[key_at + key_size : at])
+            key = block[key_at : key_at + key_size]
+            self._store.load(key, self._reading.record(key, block[key_at + key_size : at]))
 
     def _past(self, block: bytes) -> None:
         at = 1
@@ -205,8 +258,9 @@ class StateSink:
             key_at = at + _EVENT.size
             at = key_at + key_size + max(before_size - 1, 0)
             _check_end(at, block)
-            before = block[key_at + key_size : at] if before_size else None
-            self._store.load_event(revision, block[key_at : key_at + key_size], before)
+            key = block[key_at : key_at + key_size]
+            before = self._reading.record(key, block[key_at + key_size : at]) if before_size else None
+            self._store.load_event(revision, key, before)
             self._events += 1
 
     def finish(self) -> None:
@@ -222,6 +276,14 @@ class StateSink:
             raise ValueError(f"the snapshot's content does not fit its end: {wrong}")
         self._store.loaded(self._header["revision"], self._header["compacted"])
         self._replace(self._store, self._header["index"])
+
+
+def _header(block: bytes) -> dict[str, Any]:
+    found = _plain.loads(block[1:])
+    version = found.get("format") if type(found) is dict else None
+    if type(version) is not int or version not in _HEADERS:
+        raise ValueError(f"the snapshot has format {version!r}, known are {INLINE} and {IN_FILES}")
+    return _table(block, _HEADERS[version])
 
 
 def _table(block: bytes, keys: set[str]) -> dict[str, Any]:

@@ -1,15 +1,12 @@
 """The ordered, versioned map, on the data model of etcd v3.
 
 Every command that changes something makes one revision; a key knows the revisions that created and last changed it,
-and counts its changes. A record is one bytes object, ``create_revision, mod_revision, version, lease`` and the value:
-it is what is hashed and what is written to a snapshot, and the garbage collector does not look into it.
+and counts its changes. Where values are is none of its business: see ``_records``.
 """
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from heapq import merge
 from operator import itemgetter
 from typing import Final
@@ -18,6 +15,7 @@ from ..errors import DomainError
 from ._commands import MAX_DELETED_KEYS, MAX_RANGE_KEYS, MAX_RESULT_BYTES, RECORD_HEAD
 from ._history import Event, History
 from ._ordered import OrderedMap
+from ._records import InlineValues, Values, make_head, share_of
 
 __all__ = ["FIRST_REVISION", "HISTORY_BYTES", "HISTORY_CHANGES", "Page", "Store"]
 
@@ -29,25 +27,9 @@ HISTORY_BYTES: Final = 16 << 20
 _MAX_SCANNED: Final = 10_000
 """Most keys that a page looks at, for reads of the past, where few of them may have been there."""
 _SUM_MASK: Final = (1 << 128) - 1
-_NUMBERS: Final = struct.Struct("<QQQQ")
-_SHARE: Final = slice(_NUMBERS.size, RECORD_HEAD.size)
 
 Page = tuple[list[tuple[bytes, bytes]], bytes | None]
 """Keys with their records, and the key where the range goes on, or None."""
-
-
-def make_record(key: bytes, create: int, mod: int, version: int, value: bytes) -> bytes:
-    """Return a record. Its share in the digest is 16 bytes of the SHA-256 of all the rest, the key included."""
-    numbers = _NUMBERS.pack(create, mod, version, 0)
-    return numbers + sha256(_share_input(key, numbers, value)).digest()[:16] + value
-
-
-def _share_input(key: bytes, numbers: bytes, value: bytes) -> bytes:
-    return len(key).to_bytes(4, "little") + key + numbers + value
-
-
-def _share(record: bytes) -> int:
-    return int.from_bytes(record[_SHARE], "little")
 
 
 class Store:
@@ -58,11 +40,19 @@ class Store:
 
     :param history_changes: changes that the history keeps.
     :param history_bytes: bytes that the history keeps.
+    :param values: where the values are; by default, in the records.
     """
 
-    def __init__(self, history_changes: int = HISTORY_CHANGES, history_bytes: int = HISTORY_BYTES) -> None:
+    def __init__(
+        self,
+        history_changes: int = HISTORY_CHANGES,
+        history_bytes: int = HISTORY_BYTES,
+        values: Values | None = None,
+    ) -> None:
         self.revision = FIRST_REVISION
-        self.history = History(history_changes, history_bytes)
+        self.values: Values = InlineValues() if values is None else values
+        self._size = self.values.size
+        self.history = History(history_changes, history_bytes, self.values)
         self._records = OrderedMap()
         self._sum = 0
         self._pending = 0
@@ -119,7 +109,7 @@ class Store:
             record = self.history.at(key, revision, now) if past else now
             if record is None:
                 continue
-            size += len(key) + len(record)
+            size += len(key) + self._size(record)
             if len(found) >= limit or (found and size > max_bytes):
                 return found, key
             found.append((key, record))
@@ -160,7 +150,8 @@ class Store:
         else:
             create, _, version, *_ = RECORD_HEAD.unpack_from(old)
             version += 1
-        self._change(key, old, make_record(key, create, revision, version, value))
+        head = make_head(key, create, revision, version, value)
+        self._change(key, old, self.values.keep(key, head, value))
         return create, version
 
     def delete(self, key: bytes) -> int:
@@ -201,6 +192,8 @@ class Store:
         for _ in range(self._pending):
             _, key, before, after = self.history.undo()
             self._replace(key, after, before)
+            if after is not None:
+                self.values.drop(key, after)
         self._pending = 0
 
     def compact(self, revision: int) -> None:
@@ -221,11 +214,11 @@ class Store:
     def _replace(self, key: bytes, old: bytes | None, new: bytes | None) -> None:
         change = 0
         if old is not None:
-            change = -_share(old)
+            change = -share_of(old)
         if new is None:
             self._records.remove(key)
         else:
-            change += _share(new)
+            change += share_of(new)
             self._records.set(key, new)
         self._sum = (self._sum + change) & _SUM_MASK
 
@@ -243,13 +236,10 @@ class Store:
     def load(self, key: bytes, record: bytes) -> None:
         """Add a key of a snapshot.
 
-        :raises ValueError: if the key is there already, or its record is damaged.
+        :raises ValueError: if the key is there already.
         """
         if self.get(key) is not None:
             raise ValueError("a key stands in the snapshot twice")
-        numbers, value = record[: _NUMBERS.size], record[RECORD_HEAD.size :]
-        if len(record) < RECORD_HEAD.size or record[_SHARE] != sha256(_share_input(key, numbers, value)).digest()[:16]:
-            raise ValueError(f"the record of the key {key!r} in the snapshot is damaged")
         self._replace(key, None, record)
 
     def load_event(self, revision: int, key: bytes, before: bytes | None) -> None:
@@ -264,6 +254,28 @@ class Store:
         self.history.compacted = compacted
         self.history.loaded()
         self.history.trim()
+
+    # --- values that are moved
+
+    def holding(self, key: bytes) -> Iterator[bytes]:
+        """Iterate over all records of a key: that of the present, and what the history has of the past."""
+        record = self._records.get(key)
+        if record is not None:
+            yield record
+        yield from self.history.befores(key)
+
+    def move(self, key: bytes, old: bytes, new: bytes) -> None:
+        """Let ``new`` stand where ``old`` does: the same in everything but the place of its value.
+
+        ``old`` is dropped. Only between commands.
+        """
+        if self._records.get(key) == old:
+            # Whoever copies the store goes on with what it was.
+            for observer in self._observers:
+                observer(key, old)
+            self._records.set(key, new)
+        self.history.move(key, old, new)
+        self.values.drop(key, old)
 
     def dismantle(self) -> Iterator[None]:
         """Release everything in small steps; the store must not be used any more."""

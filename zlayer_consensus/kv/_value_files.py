@@ -1,0 +1,279 @@
+"""Files of values: their bytes, and everything about them that blocks.
+
+A file begins with its magic number. Then come records, one behind the other, up to the end: CRC-32 of all that follows
+(u32), length of the key (u32), length of the value (u32), the revision that set it (u64), all little-endian, the key,
+and the value. A revision changes a key once at most, so key and revision tell a value from all others: what stands in
+the wrong place is not taken for what belongs there (S-05).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from ..errors import StorageCorrupt, StorageError
+from ..storage import IFile, IFileSystem, StateFile
+
+__all__ = [
+    "MAGIC",
+    "Append",
+    "FileWriter",
+    "Job",
+    "Place",
+    "Remove",
+    "Scanned",
+    "Seal",
+    "begin_directory",
+    "link_files",
+    "path_of",
+    "read_value",
+    "record_bytes",
+    "scan",
+]
+
+MAGIC: Final = b"zvalues\x01"
+_HEADER: Final = struct.Struct("<IIIQ")
+_CHECKED: Final = struct.Struct("<IIQ")
+_NAME: Final = re.compile(r"[0-9]+\.values")
+_WRITE_BYTES: Final = 1 << 20
+"""Most bytes that are put together for one write."""
+
+
+def record_bytes(key: bytes, value_size: int) -> int:
+    """Return how many bytes of a file a value takes."""
+    return _HEADER.size + len(key) + value_size
+
+
+def path_of(directory: str, number: int) -> str:
+    """Return a file's path."""
+    return posixpath.join(directory, f"{number}.values")
+
+
+def _checksum(checked: bytes, key: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(key, zlib.crc32(checked)))
+
+
+class Append(NamedTuple):
+    """A value is to be written.
+
+    :param number, path: the file.
+    :param offset: where in it; where the one before ended.
+    :param locator: the record's, by which it is known until then.
+    """
+
+    number: int
+    path: str
+    offset: int
+    key: bytes
+    revision: int
+    value: bytes
+    locator: bytes
+
+
+class Seal(NamedTuple):
+    """A file is complete: it is to be synced and closed."""
+
+    number: int
+
+
+class Remove(NamedTuple):
+    """A file is not needed any more."""
+
+    number: int
+    path: str
+
+
+Job = Append | Seal | Remove
+
+
+class FileWriter:
+    """Appends to files, seals and removes them. Files that are being written to stay open."""
+
+    def __init__(self, files: IFileSystem) -> None:
+        self._files = files
+        self._open: dict[int, _Open] = {}
+
+    def run(self, jobs: Iterable[Job]) -> tuple[list[StateFile], list[StorageError]]:
+        """Do these jobs; return the files that were sealed, in order, and why some could not be removed.
+
+        :raises StorageFull: if there is no space.
+        :raises StorageFailed: if the disk failed.
+        """
+        sealed: list[StateFile] = []
+        left: list[StorageError] = []
+        for job in jobs:
+            if isinstance(job, Append):
+                self._append(job)
+            elif isinstance(job, Seal):
+                sealed.append(self._open.pop(job.number).seal())
+            else:
+                try:
+                    self._remove(job)
+                except StorageError as error:
+                    left.append(error)
+        for each in self._open.values():
+            each.flush()
+        return sealed, left
+
+    def _append(self, job: Append) -> None:
+        found = self._open.get(job.number)
+        if found is None:
+            found = self._open[job.number] = _Open(self._files.create(job.path))
+        assert found.end == job.offset, f"{job.path} ends at {found.end}, not at {job.offset}"
+        checked = _CHECKED.pack(len(job.key), len(job.value), job.revision)
+        crc = _checksum(checked, job.key, job.value)
+        found.add(_HEADER.pack(crc, len(job.key), len(job.value), job.revision), job.key, job.value)
+
+    def _remove(self, job: Remove) -> None:
+        found = self._open.pop(job.number, None)
+        if found is not None:
+            found.file.close()
+        self._files.remove(job.path)
+
+    def close(self) -> None:
+        """Close what is open, as it is."""
+        for each in self._open.values():
+            each.file.close()
+        self._open.clear()
+
+
+class _Open:
+    """A file that is being written."""
+
+    def __init__(self, file: IFile) -> None:
+        self.file = file
+        self.end = 0
+        self._written = 0
+        self._pieces: list[bytes] = []
+        self._sha = hashlib.sha256()
+        self.add(MAGIC)
+
+    def add(self, *pieces: bytes) -> None:
+        self._pieces += pieces
+        self.end += sum(map(len, pieces))
+        if self.end - self._written >= _WRITE_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        data = b"".join(self._pieces)
+        if data:
+            self.file.write(self._written, data)
+            self._sha.update(data)
+            self._written += len(data)
+            self._pieces.clear()
+
+    def seal(self) -> StateFile:
+        self.flush()
+        self.file.sync()
+        self.file.close()
+        return StateFile(self.file.path, self._written, self._sha.digest())
+
+
+class Place(NamedTuple):
+    """Where a value is, and whose it is.
+
+    :param offset: where its record begins.
+    :param size: the value's.
+    :param keep: how many of its first bytes are wanted.
+    """
+
+    path: str
+    offset: int
+    key: bytes
+    revision: int
+    size: int
+    keep: int
+
+
+def read_value(files: IFileSystem, place: Place) -> bytes:
+    """Read a value.
+
+    :raises StorageCorrupt: if it is not there, or damaged (S-02).
+    :raises StorageFailed: if the disk failed.
+    """
+    path, offset, key = place.path, place.offset, place.key
+    length = record_bytes(key, place.size)
+    data = files.read(path, offset, length)
+    if len(data) < length:
+        raise StorageCorrupt(path, offset, f"a value of {length} bytes is cut off after {len(data)}")
+    crc, key_size, size, revision = _HEADER.unpack_from(data)
+    value = data[_HEADER.size + len(key) :]
+    if (key_size, size, revision) != (len(key), place.size, place.revision) or not data.startswith(key, _HEADER.size):
+        raise StorageCorrupt(path, offset, f"it is not the value of {key!r} at revision {place.revision}")
+    if _checksum(data[4 : _HEADER.size], key, value) != crc:
+        raise StorageCorrupt(path, offset, f"the checksum of the value of {key!r} does not match")
+    return value[: place.keep]
+
+
+class Scanned(NamedTuple):
+    """A value as it stands in a file."""
+
+    offset: int
+    key: bytes
+    revision: int
+    value: bytes
+
+
+def scan(files: IFileSystem, path: str, offset: int, end: int, limit: int) -> tuple[list[Scanned], int]:
+    """Read the records from ``offset`` on, at least one; return them, and where the next one begins.
+
+    :param end: where the file ends.
+    :param limit: how many bytes to read, unless a record has more.
+    :raises StorageCorrupt: if one is damaged.
+    """
+    data = files.read(path, offset, min(limit, end - offset))
+    found: list[Scanned] = []
+    at = 0
+    while offset + at < end:
+        length = _length(path, data, at, offset, end)
+        if len(data) - at < length:
+            if found:
+                break
+            data = files.read(path, offset, length)
+            if len(data) < length:
+                raise StorageCorrupt(path, offset, f"the file ends before its {end} bytes")
+            continue
+        crc, key_size, _, revision = _HEADER.unpack_from(data, at)
+        key_at = at + _HEADER.size
+        key, value = data[key_at : key_at + key_size], data[key_at + key_size : at + length]
+        if _checksum(data[at + 4 : key_at], key, value) != crc:
+            raise StorageCorrupt(path, offset + at, "the checksum of a value does not match")
+        found.append(Scanned(offset + at, key, revision, value))
+        at += length
+    return found, offset + at
+
+
+def _length(path: str, data: bytes, at: int, offset: int, end: int) -> int:
+    """Return how long the record at a place is, as far as can be seen: its header, or all of it."""
+    length = _HEADER.size
+    if len(data) - at >= length:
+        _, key_size, size, _ = _HEADER.unpack_from(data, at)
+        length += key_size + size
+    if offset + at + length > end:
+        raise StorageCorrupt(path, offset + at, "a value reaches beyond the end of the file")
+    return length
+
+
+def begin_directory(files: IFileSystem, directory: str) -> None:
+    """Make the directory, and empty it of what an earlier process has left.
+
+    :raises StorageCorrupt: if something else is in it.
+    """
+    files.mkdir(directory)
+    names = files.list(directory)
+    for name in names:
+        if not _NAME.fullmatch(name) and not name.endswith(".tmp"):
+            raise StorageCorrupt(posixpath.join(directory, name), 0, "this is no file of values; move it elsewhere")
+    for name in names:
+        files.remove(posixpath.join(directory, name))
+
+
+def link_files(files: IFileSystem, links: Sequence[tuple[str, str]]) -> None:
+    """Give files further names: pairs of the old and the new one."""
+    for old, new in links:
+        files.link(old, new)
