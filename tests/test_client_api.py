@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 from treq.testing import StubTreq
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -61,12 +62,18 @@ class Answer:
 
 
 class ApiTestCase(SynchronousTestCase):
+    """Tests of the interface; ``test_client_api_files`` runs some of them with values on disk."""
+
     def setUp(self) -> None:
-        self.node = FakeNode()
+        self.clock = Clock()
+        self.node = FakeNode(self.make_machine())
         self.serve()
 
+    def make_machine(self) -> Any:
+        return KeyValueMachine()
+
     def serve(self) -> None:
-        self.resource = client_resource(self.node, self.node.machine)
+        self.resource = client_resource(self.node, self.node.machine, clock=self.clock)
         self.http: Any = StubTreq(self.resource)  # its methods are made at run time
 
     def ask(self, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Answer:
@@ -804,13 +811,17 @@ class ClusterTests(SynchronousTestCase):
     """The interface on real nodes, with a network in memory between them."""
 
     def setUp(self) -> None:
-        self.cluster = NodeCluster(self)
-        self.cluster.make_machine = lambda: MemStateMachine(KeyValueMachine())
+        self.cluster = self.make_cluster()
         self.leader = self.cluster.begin(1, 2, 3).node_id
         self.follower = min({1, 2, 3} - {self.leader})
         self.http: dict[int, Any] = {}
         for node_id, node in self.cluster.nodes.items():
-            self.http[node_id] = StubTreq(client_resource(node, node.machine))
+            self.http[node_id] = StubTreq(client_resource(node, node.machine, clock=self.cluster.clock))
+
+    def make_cluster(self) -> NodeCluster:
+        cluster = NodeCluster(self)
+        cluster.make_machine = lambda: MemStateMachine(KeyValueMachine())
+        return cluster
 
     def ask(self, node_id: int, method: str, path: str, body: bytes = b"", headers: Any = None) -> Answer:
         asked = self.http[node_id].request(method, "http://n" + path, data=body, headers=headers or {})

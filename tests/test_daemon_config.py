@@ -185,12 +185,18 @@ class RefusedTests(SynchronousTestCase):
         self.refused("node.data_dir", '""', "not empty", node__data_dir="")
         self.refused("log.level", '"loud"', "must be one of debug, info", log__level="loud")
         self.refused("storage.segment_bytes", "1", "must be between", storage__segment_bytes=1)
+        self.refused("storage.values", '"tape"', 'must be "memory" or "disk"', storage__values="tape")
         self.refused("raft.profile", '"moon"', "must be one of lan, wan", raft__profile="moon")
         self.refused("raft.rpc_timeout", "NaN", "must be between", raft__rpc_timeout=float("nan"))
 
     def test_impossible_combination(self) -> None:
         self.refused("raft.heartbeat_interval_ms", "900", "at most half", raft__heartbeat_interval_ms=900)
         self.refused("raft.election_timeout_max_ms", "1500", "greater than", raft__election_timeout_max_ms=1500)
+
+    def test_values_of_another_application(self) -> None:
+        """Where it keeps its values is its own matter."""
+        own = {"node__application": "tests.daemon_application:Counter"}
+        self.refused("storage.values", '"disk"', 'for application = "kv" alone', storage__values="disk", **own)
 
     def test_cluster_name_in_the_wrong_table(self) -> None:
         self.refused("raft.cluster_name", '"x"', "stands in [node]", raft__cluster_name="x")

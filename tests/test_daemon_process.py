@@ -180,6 +180,27 @@ class ProcessTests(SynchronousTestCase):
             self.assertEqual(process.returncode, -signal.SIGTERM)
         self.assertEqual(os.stat(node.data).st_mode & 0o077, 0, "readable for its owner alone")
 
+    def test_values_on_disk(self) -> None:
+        """A node that had all in memory is moved to disk by the setting; there is no way back, and it says so."""
+        node = self.node()
+        with node.running():
+            self.assertEqual(node.get("/v1/kv/before", "PUT", b"memory")[0], 200)
+            self.assertEqual(node.get("/v1/snapshot", "POST")[0], 200)
+            self.assertEqual(node.get("/v1/kv/between", "PUT", b"log")[0], 200)
+        node.write(1, extra='\n[storage]\nvalues = "disk"\n')
+        for value in (b"one", b"two"):
+            with node.running():
+                self.assertEqual(node.get("/v1/kv/before"), (200, b"memory"))
+                self.assertEqual(node.get("/v1/kv/between"), (200, b"log"))
+                self.assertEqual(node.get("/v1/kv/after", "PUT", value * 1000)[0], 200)
+                self.assertEqual(node.get("/v1/kv/after"), (200, value * 1000))
+                self.assertEqual(node.get("/v1/snapshot", "POST")[0], 200)
+        newest = max(node.data.glob("snap/*-*"), key=lambda path: int(path.name.partition("-")[0]))
+        linked = [path for path in newest.iterdir() if path.read_bytes().startswith(b"zvalues")]
+        self.assertGreater(max(path.stat().st_nlink for path in linked), 1)
+        node.write(1)
+        self.refused(node.run(), 2, "values = 'memory'", '[storage] values must be "disk"')
+
     def test_waiting_for_the_other_members(self) -> None:
         """Live, but not ready; and it can be stopped while it waits, which leaves its log empty."""
         node = self.node()

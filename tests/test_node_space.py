@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import DomainError, OutOfSpace, StorageFull, TransferInProgress
+from zlayer_consensus.kv import Delete, Put, encode
+from zlayer_consensus.kv._commands import PUT
 from zlayer_consensus.node import ConsensusNode
 from zlayer_consensus.storage import FileLogStore, FileStateMachine, InlineExecutor
 from zlayer_consensus.testing import SimulatedFileSystem
 
+from .kv_files_kit import make_machine
 from .node_cluster import NodeCluster
 
 ROOM = 1_000_000
@@ -45,8 +49,13 @@ class DiskCluster(NodeCluster):
             segment_bytes=16 << 10,
             reserve_bytes=64 << 10,
         )
-        machine = FileStateMachine("/log", {}, apply, executor=InlineExecutor(), file_system=disk)
-        return super().make(node_id, log, machine, **settings)
+        return super().make(node_id, log, self.store(node_id, disk), **settings)
+
+    def store(self, node_id: int, disk: SimulatedFileSystem) -> FileStateMachine:
+        return FileStateMachine("/log", {}, apply, executor=InlineExecutor(), file_system=disk)
+
+    def put(self, number: int) -> Any:
+        return ["set", f"k{number}", "v" * 1000]
 
     def limit(self, *node_ids: int, room: int = ROOM) -> None:
         """Let disks have so much room."""
@@ -57,7 +66,7 @@ class DiskCluster(NodeCluster):
         """Set keys until that is refused, and nothing that the nodes do by themselves helps; return how many were."""
         number = refused = 0
         while refused < 5:
-            found = self.outcome(self.leader().propose(["set", f"k{number}", "v" * 1000]))
+            found = self.outcome(self.leader().propose(self.put(number)))
             error = getattr(found, "value", None)
             if error is None:
                 number, refused = number + 1, 0
@@ -153,3 +162,87 @@ class FullDiskTests(SynchronousTestCase):
         self.assertFalse(issubclass(OutOfSpace, StorageFull))
         self.assertIn("nodes 1, 3", str(OutOfSpace((1, 3))))
         self.assertEqual({"nodes": (1, 3)}, OutOfSpace((1, 3)).attributes())
+
+
+class ValueCluster(DiskCluster):
+    """Nodes with the values of the key-value store on the same disks."""
+
+    def store(self, node_id: int, disk: SimulatedFileSystem) -> FileStateMachine:
+        # A history as short as the disk is small: what it can show is needed.
+        machine = make_machine(
+            disk, self.clock, directory="/log/values", file_bytes=20_000, history_changes=0, history_bytes=0
+        )
+        return FileStateMachine("/log", machine, executor=InlineExecutor(), file_system=disk)
+
+    def put(self, number: int) -> Any:
+        return encode(Put(b"k%d" % number, b"v" * 1000))
+
+
+class FullDiskWithValuesTests(SynchronousTestCase):
+    """The same with values on disk."""
+
+    settings: ClassVar[dict[str, Any]] = FullDiskTests.settings
+
+    def setUp(self) -> None:
+        self.cluster = c = ValueCluster(self, **self.settings)
+        c.begin(1, 2, 3)
+        c.run(1.0)
+
+    def left_by_deleting(self, doomed: Callable[[int], bool]) -> None:
+        c = self.cluster
+        c.limit(1, 2, 3)
+        count = c.fill()
+        self.assertGreater(count, 300)
+        left = count
+        for number in filter(doomed, range(count)):
+            self.assertEqual(1, self.delete(b"k%d" % number))
+            left -= 1
+        # Space comes back with a snapshot, and one is taken when something was applied.
+        for _ in range(60):
+            if sum(node.metrics().full for node in c.nodes.values()) < 2:
+                break
+            c.run(10.0, 0.05)
+            self.delete(b"nothing")
+        else:
+            self.fail("they are full for ever")
+        self.assertEqual(PUT, c.result(c.leader().propose(c.put(count)))[0])
+        # One that is full still, when a majority is not, gets no entries: not even those that would help it.
+        for node in c.nodes.values():
+            if node.metrics().full:
+                c.disks[node.node_id].capacity = None
+        c.settle()
+        self.assertEqual(
+            {(left + 1, count + count - left + 2)}, {(len(n.machine), n.machine.revision) for n in c.nodes.values()}
+        )
+        self.assertEqual(1, len({node.machine.digest() for node in c.nodes.values()}))
+
+    def delete(self, key: bytes) -> int:
+        c = self.cluster
+        while True:
+            found: Any = c.outcome(c.leader().propose(encode(Delete(key)), frees_space=True))
+            error = getattr(found, "value", None)
+            if error is None:
+                return int(found[2])
+            assert isinstance(error, TransferInProgress), error
+            c.run(1.0)
+
+    def test_left_by_deleting_whole_files(self) -> None:
+        self.left_by_deleting(lambda number: number % 100 > 20)
+
+    def test_left_by_deleting_parts_of_files(self) -> None:
+        """There is room enough for compaction."""
+        self.left_by_deleting(lambda number: number % 5 > 0)
+
+    def test_files_are_not_counted_twice(self) -> None:
+        """The next snapshot takes what its stream takes: the files are there already."""
+        c = self.cluster
+        leader = c.leader()
+        for number in range(300):
+            c.result(leader.propose(c.put(number)))
+        c.result(leader.trigger("snapshot"))
+        newest = leader._runtime.store.newest()
+        assert newest is not None
+        self.assertGreater(newest.size, 300_000)
+        c.limit(leader.node_id, room=200_000)
+        c.run(5.0)
+        self.assertFalse(leader.metrics().full)

@@ -7,7 +7,7 @@ from typing import Any
 from twisted.web.iweb import IRequest
 from twisted.web.resource import IResource, Resource
 
-from ..kv import KeyValueMachine
+from ..kv import FileKeyValueMachine, KeyValueMachine
 from ._api_admin import AdminApi
 from ._api_backup import BackupApi
 from ._api_errors import error_reply
@@ -18,14 +18,22 @@ from ._collector import Collections
 __all__ = ["client_resource"]
 
 
-def client_resource(node: Any, machine: Any, clock: Any = None, collections: Collections | None = None) -> IResource:
+def client_resource(
+    node: Any,
+    machine: Any,
+    clock: Any = None,
+    collections: Collections | None = None,
+    *,
+    read_timeout: float = 5.0,
+) -> IResource:
     """Return what the client listener serves; it is described in the documentation, "HTTP interface".
 
     :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
-    :param machine: its application. Unless it is a :class:`~zlayer_consensus.kv.KeyValueMachine`, there is nothing
-        under ``/v1/kv`` and ``/v1/txn``.
+    :param machine: its application. Unless it is a :class:`~zlayer_consensus.kv.KeyValueMachine` or a
+        :class:`~zlayer_consensus.kv.FileKeyValueMachine`, there is nothing under ``/v1/kv`` and ``/v1/txn``.
     :param clock: monotonic time, by default the reactor.
     :param collections: what is known of the process's garbage collector.
+    :param read_timeout: seconds that values may be on their way from the disk, unless a request says otherwise.
     """
     # Klein imports the reactor, which a program that only imports this package may not have chosen yet.
     from ._api_routes import Routes
@@ -33,7 +41,9 @@ def client_resource(node: Any, machine: Any, clock: Any = None, collections: Col
     if clock is None:
         from twisted.internet import reactor as clock
 
-    store = KeyValueApi(node, machine) if isinstance(machine, KeyValueMachine) else None
+    store = None
+    if isinstance(machine, KeyValueMachine | FileKeyValueMachine):
+        store = KeyValueApi(node, machine, clock, read_timeout)
     routes = Routes(node, AdminApi(node, machine, collections), BackupApi(node, machine, clock), store)
     return _Front(node, store, routes.resource())
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from twisted.web.iweb import IRequest
 
-from ..kv import KeyValueMachine
+from ..kv import FileKeyValueMachine, KeyValueMachine
 from ._api_http import ApiError, Options, bad, read_json, reply_json
 from ._api_txn import fields, integer, invalid
 from ._collector import Collections
@@ -65,7 +65,8 @@ class AdminApi:
         # Both in one step: the digest is of exactly what is applied.
         metrics = self._node.metrics()
         # While it is replaced, there is no content.
-        store = self._machine if isinstance(self._machine, KeyValueMachine) and not metrics.replacing else None
+        has_keys = isinstance(self._machine, KeyValueMachine | FileKeyValueMachine) and not metrics.replacing
+        store = self._machine if has_keys else None
         digest = None if store is None else store.digest().hex()
         leader = None if metrics.leader_id is None else self._node.member(metrics.leader_id)
         value = {

@@ -12,7 +12,7 @@ from twisted.web.iweb import IRequest
 from zope.interface import implementer
 
 from ..errors import Overloaded
-from ..kv import KeyValueMachine
+from ..kv import FileKeyValueMachine, KeyValueMachine
 from ..storage import ISnapshotReader
 from ..storage.backup import BACKUP_DIGEST_BYTES, BackupHeader, encode_backup_head
 from ._api_http import Options
@@ -39,7 +39,8 @@ class BackupApi:
         self._node = node
         self._clock = clock
         kind = type(machine)
-        self._application = "kv" if kind is KeyValueMachine else f"{kind.__module__}:{kind.__qualname__}"
+        is_store = kind in (KeyValueMachine, FileKeyValueMachine)
+        self._application = "kv" if is_store else f"{kind.__module__}:{kind.__qualname__}"
         self._busy = False
 
     async def backup(self, request: IRequest) -> bytes:

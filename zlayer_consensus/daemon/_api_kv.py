@@ -10,8 +10,19 @@ from typing import Any, Final
 from twisted.internet.defer import Deferred
 from twisted.web.iweb import IRequest
 
-from ..errors import DomainError
-from ..kv import Compact, Delete, KeyValue, KeyValueMachine, Put, decode_result, encode, frees_space, prefix_end
+from ..errors import DeadlineExceeded, DomainError
+from ..kv import (
+    Compact,
+    Delete,
+    FileKeyValueMachine,
+    KeyValue,
+    KeyValueMachine,
+    Put,
+    decode_result,
+    encode,
+    frees_space,
+    prefix_end,
+)
 from ..kv import RangeResult as _RangeResult
 from ._api_errors import error_reply
 from ._api_http import ApiError, Options, answer, bad, has_broken_escape, read_json, reply, reply_json
@@ -59,11 +70,17 @@ class KeyValueApi:
 
     :param node: the :class:`~zlayer_consensus.node.ConsensusNode`.
     :param machine: its application.
+    :param clock: an ``IReactorTime``; for values that are read from the disk.
+    :param read_timeout: seconds that this may take, unless the request says otherwise.
     """
 
-    def __init__(self, node: Any, machine: KeyValueMachine) -> None:
+    def __init__(
+        self, node: Any, machine: KeyValueMachine | FileKeyValueMachine, clock: Any, read_timeout: float
+    ) -> None:
         self._node = node
         self._machine = machine
+        self._clock = clock
+        self._read_timeout = read_timeout
 
     # --- single keys: not routed by Klein, which refuses paths that are not UTF-8 and merges slashes
 
@@ -129,16 +146,33 @@ class KeyValueApi:
         options = Options(request, _READ_OPTIONS) if b"?" in request.uri else None
         revision = options.number("revision") if options else 0
 
-        def read(_machine: Any) -> tuple[bytes | None, int, int]:
+        def read(_machine: Any) -> tuple[Any, int, int]:
             machine = self._machine
-            return machine.record(key, revision), revision or machine.revision, machine.index
+            return machine.get(key, revision), revision or machine.revision, machine.index
 
-        def show(found: tuple[bytes | None, int, int]) -> bytes:
-            return _show_key(request, key, *found)
+        def show(found: tuple[KeyValue | None, int, int]) -> bytes:
+            return _show_key(request, *found)
 
         return answer(request, self._read(options, read), show, show_error)
 
     def _read(self, options: Options | None, read: Any) -> Deferred[Any]:
+        """Return what ``read`` returns of the state: a tuple, whose first item may be on its way from the disk."""
+        waiting = self._begin_read(options, read)
+        if isinstance(self._machine, FileKeyValueMachine):
+            seconds = (options.timeout if options else None) or self._read_timeout
+            return waiting.addCallback(self._wait_for_disk, seconds)
+        return waiting
+
+    def _wait_for_disk(self, found: tuple[Any, ...], seconds: float) -> Deferred[Any]:
+        values, *rest = found
+
+        def too_late(_result: object, _timeout: float) -> None:
+            raise DeadlineExceeded("read", seconds)
+
+        waiting: Deferred[Any] = values.addTimeout(seconds, self._clock, too_late)
+        return waiting.addCallback(lambda values: (values, *rest))
+
+    def _begin_read(self, options: Options | None, read: Any) -> Deferred[Any]:
         waiting: Deferred[Any]
         consistency = options.raw("consistency") if options else None
         if options is None or consistency in (None, b"linearizable"):
@@ -161,7 +195,7 @@ class KeyValueApi:
         start, end = _bounds(options)
         limit, revision = options.number("limit"), options.number("revision")
 
-        def read(_machine: Any) -> tuple[_RangeResult, int]:
+        def read(_machine: Any) -> tuple[Any, int]:
             machine = self._machine
             return machine.range(start, end, limit=limit, revision=revision), machine.index
 
@@ -201,12 +235,11 @@ class KeyValueApi:
         return reply_json(request, value, headers={b"x-zlayer-index": b"%d" % applied.index})
 
 
-def _show_key(request: IRequest, key: bytes, record: bytes | None, revision: int, index: int) -> bytes:
+def _show_key(request: IRequest, kv: KeyValue | None, revision: int, index: int) -> bytes:
     headers = {b"x-zlayer-revision": b"%d" % revision, b"x-zlayer-index": b"%d" % index}
-    if record is None:
+    if kv is None:
         value = {"code": "key_not_found", "message": "there is no such key", "attributes": {}}
         return reply_json(request, value, 404, headers)
-    kv = KeyValue.of(key, record)
     headers[b"x-zlayer-create-revision"] = b"%d" % kv.create_revision
     headers[b"x-zlayer-mod-revision"] = b"%d" % kv.mod_revision
     headers[b"x-zlayer-version"] = b"%d" % kv.version

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -31,8 +32,15 @@ class Application:
     resource: Callable[[Any, Any], Any] | None = None
 
 
-def load_application(config: NodeConfig) -> Application:
-    """Import the application that the configuration names; see :func:`application_named`."""
+def load_application(config: NodeConfig, reactor: Any = None) -> Application:
+    """Import the application that the configuration names; see :func:`application_named`.
+
+    :param reactor: for one that does work of its own; None: the application is only looked at, not run.
+    """
+    if reactor is not None and config.storage.values == "disk":
+        from ..kv import TYPES, FileKeyValueMachine
+
+        return Application(FileKeyValueMachine(os.path.join(config.data_dir, "values"), reactor=reactor), TYPES)
     return application_named(config.application, config.path)
 
 

@@ -93,11 +93,15 @@ def peer_root(node: ConsensusNode, reactor: Any) -> IResource:
     return resource
 
 
-def client_root(node: ConsensusNode, application: Application, collections: Collections) -> IResource:
+def client_root(
+    node: ConsensusNode, application: Application, config: NodeConfig, reactor: Any, collections: Collections
+) -> IResource:
     """Return what the clients' listener serves: the client interface, and the application's own under ``/app``."""
     from ._api import client_resource
 
-    interface: IResource = client_resource(node, application.machine, collections=collections)
+    interface: IResource = client_resource(
+        node, application.machine, reactor, collections, read_timeout=config.consensus.proposal_timeout
+    )
     if application.resource is None:
         return interface
     return _Root(interface, application.resource(node, application.machine))

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 SECTOR = 512
+VALUES = ("memory", "disk")
 LOG_LEVELS = ("debug", "info", "warn", "error", "critical")
 _ADDRESS = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?):([0-9]{1,5})")
 _WILDCARDS = frozenset({"0.0.0.0", "[::]", "[0:0:0:0:0:0:0:0]"})
@@ -65,10 +66,12 @@ class StorageConfig:
 
     :param segment_bytes: size of one file of the log; space comes back in such steps.
     :param reserve_bytes: size of the file that the log is written to when the disk is full.
+    :param values: where the key-value store keeps its values: ``memory`` or ``disk``.
     """
 
     segment_bytes: int = 16 << 20
     reserve_bytes: int = 4 << 20
+    values: str = "memory"
 
 
 @attrs.frozen(kw_only=True)
@@ -160,7 +163,7 @@ def parse_config(document: Mapping[str, Any], path: str) -> NodeConfig:
         members=members,
         join=join,
         consensus=_consensus(raft, cluster_name),
-        storage=_storage(storage),
+        storage=_storage(storage, application),
         log_level=_log_level(log),
     )
 
@@ -362,13 +365,18 @@ def _consensus(raft: _Table, cluster_name: str) -> ConsensusConfig:
         raft.refuse(error.field, error.value, error.rule)
 
 
-def _storage(storage: _Table) -> StorageConfig:
+def _storage(storage: _Table, application: str) -> StorageConfig:
     segment_bytes = storage.integer("segment_bytes", 1 << 20, 1 << 30, StorageConfig().segment_bytes)
     reserve_bytes = storage.integer("reserve_bytes", 64 << 10, 1 << 30, StorageConfig().reserve_bytes)
     if reserve_bytes % SECTOR:
         storage.refuse("reserve_bytes", reserve_bytes, f"must be a multiple of {SECTOR}")
+    values = storage.text("values", StorageConfig().values)
+    if values not in VALUES:
+        storage.refuse("values", values, "must be " + " or ".join(f'"{each}"' for each in VALUES))
+    if values != StorageConfig().values and application != "kv":
+        storage.refuse("values", values, f'is for application = "kv" alone, not for "{application}"')
     storage.finish()
-    return StorageConfig(segment_bytes=segment_bytes, reserve_bytes=reserve_bytes)
+    return StorageConfig(segment_bytes=segment_bytes, reserve_bytes=reserve_bytes, values=values)
 
 
 def _log_level(log: _Table) -> str:

@@ -130,7 +130,7 @@ class NodeService(Service):
         _log.info("node {id}: recovering from {path}", id=config.node_id, path=config.data_dir)
         collections = Collections()
         # Before the node runs: to import all that takes 0.1 s, and heartbeats must not wait for it.
-        client = client_root(node, self._application, collections)
+        client = client_root(node, self._application, config, self._reactor, collections)
         calm_collector(collections)
         await node.start()
         spare_the_state()

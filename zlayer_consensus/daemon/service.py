@@ -135,7 +135,7 @@ def makeService(options: Options) -> IService:
     process.install()
     install_monotonic_clock(reactor)
     try:
-        application = load_application(options.settings)
+        application = load_application(options.settings, reactor)
     except ConfigError as error:
         _refuse(str(error))
     return NodeService(options.settings, application, reactor, process, twistd=options.parent)

@@ -224,13 +224,6 @@ class KeyValueMachine(MachineBase):
         self._history = (history_changes, history_bytes)
         super().__init__(Store(*self._history))
 
-    def record(self, key: bytes, revision: int = 0) -> bytes | None:
-        """Return a key's record as :meth:`KeyValue.of` reads it, or None; for who is in a hurry.
-
-        :raises DomainError: as :meth:`get`.
-        """
-        return self._store.get(key, revision)
-
     def get(self, key: bytes, revision: int = 0) -> KeyValue | None:
         """Return a key, now or as of a past revision, or None.
 
