@@ -44,9 +44,12 @@ unit: venv ## Run the tests alone
 trial: venv ## Run the tests with Twisted's own runner
 	@$(BIN)/trial --reporter=text --temp-directory=_trial_temp tests
 
+VALUES_ON_DISK := --application zlayer_consensus.testing.simulation:values_on_disk
+
 # As many seeds as fit, the same ones first; what they find is one command away from its trace.
-simulate: venv ## Simulate clusters under faults for two minutes
+simulate: venv ## Simulate clusters under faults for two minutes, and for half a minute with values on disk
 	@$(BIN)/python -m zlayer_consensus.testing.simulate --seeds 1.. --minutes 2
+	@$(BIN)/python -m zlayer_consensus.testing.simulate --seeds 1.. --minutes 0.5 $(VALUES_ON_DISK)
 
 soak: venv ## Simulate as many seeds as asked for, on all cores: make soak SEEDS=1..20000
 	@$(BIN)/python -m zlayer_consensus.testing.simulate --seeds $(or $(SEEDS),1..20000)

@@ -14,10 +14,13 @@ from ._plan_file import PlanFileError, dump_plan, load_plan
 from ._report import Report
 from ._run import Outcome, run_plan, run_seed
 from ._simulate import SimulationFailed, simulate
+from ._store import values_on_disk
+from ._with_files import Disk
 
 __all__ = [
     "Action",
     "Application",
+    "Disk",
     "Fault",
     "Knobs",
     "Outcome",
@@ -34,4 +37,5 @@ __all__ = [
     "run_plan",
     "run_seed",
     "simulate",
+    "values_on_disk",
 ]

@@ -7,9 +7,11 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 import attrs
+from twisted.internet.defer import Deferred
 
-from ...storage import IStateMachine
+from ...storage import IFileSystem, IStateMachine, IStateMachineFiles
 from ...types import RaftTypes, declare_raft_types
+from ._with_files import Disk
 
 if TYPE_CHECKING:
     from ...node import ConsensusNode
@@ -59,7 +61,8 @@ class Propose:
 class Query:
     """A read that does not go through the log.
 
-    :param read: called with the state machine; must not change it, and must not give out what changes later.
+    :param read: called with the state machine; must not change it, and must not give out what changes later. What it
+        returns may be a Deferred, if the machine has files: for what is on its way from the disk.
     :param name: what it is counted as.
     :param records: see :class:`Propose`.
     :param results: see :class:`Propose`.
@@ -87,6 +90,9 @@ class Application:
 
     :param machine: makes the state machine of a new process, in its initial state. None: the key-value store, with
         clients of its own; then nothing else is to be said.
+    :param files_machine: in the place of ``machine``, for one with files of its own:
+        ``files_machine(disk)``, with a :class:`~zlayer_consensus.testing.simulation.Disk`, which it must use for all
+        that it does with them. Without ``commands`` it is one that carries out the commands of the simulator's store.
     :param commands: ``commands(random, client)`` returns what client number ``client`` asks for next: a request, or a
         :class:`Propose` or :class:`Query`. All randomness must be from ``random``. Commands that are all different
         find more: a doubled one is then seen for what it is.
@@ -103,6 +109,7 @@ class Application:
         self,
         machine: Callable[[], IStateMachine] | None = None,
         *,
+        files_machine: Callable[[Disk], IStateMachineFiles] | None = None,
         commands: Callable[[Random, int], Any] | None = None,
         types: RaftTypes | None = None,
         read: Callable[[Any], Any] | None = None,
@@ -110,19 +117,47 @@ class Application:
         attach: Callable[[Any, ConsensusNode], object] | None = None,
     ) -> None:
         self._actions: Callable[[int], Callable[[Random, int], Action]] = lambda _: self._next
-        if machine is None:
+        if machine is not None and files_machine is not None:
+            raise TypeError("give a machine without files, or one with files")
+        if machine is None and (files_machine is None or commands is None):
             from . import _store
 
-            machine, types, read, model = _store.AppendingStore, _store.TYPES, _store.read, _store.model()
+            # The store has clients of its own, wherever its values are.
+            if files_machine is None:
+                machine = _store.AppendingStore
+            types, read, model = _store.TYPES, _store.read, _store.model()
             self._actions = _store.actions
         elif commands is None:
             raise TypeError("say which commands the clients of this machine propose")
         self.types = types or declare_raft_types()
-        self.machine = machine
+        self._machine = machine
+        self._files_machine = files_machine
         self.read = read
         self.model = model
         self._commands = commands
         self._attach = attach
+
+    def make(self, disk: Callable[[], Disk]) -> IStateMachine:
+        """Return the state machine of a new process.
+
+        :param disk: makes its disk, if it needs one.
+        """
+        if self._files_machine is not None:
+            return self._files_machine(disk())
+        assert self._machine is not None
+        return self._machine()
+
+    def replica(self, file_system: IFileSystem, directory: str) -> IStateMachine:
+        """Return a machine that is in no cluster, and ready, to compare others with.
+
+        :param file_system, directory: for its files, if it has any.
+        """
+        machine: Any = self.make(lambda: Disk.at_once(file_system, directory))
+        if IStateMachineFiles.providedBy(machine):
+            opened: Deferred[None] = machine.open()
+            assert opened.called, "a machine with files must work at once, if its executor does"
+        replica: IStateMachine = machine
+        return replica
 
     def attach(self, machine: Any, node: ConsensusNode) -> None:
         """Introduce a machine to its node."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterator
+from itertools import chain
 from struct import Struct
 from typing import Any
 
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateSink
+from ...storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateMachineFiles, IStateSink
 from ...types import RaftTypes
+from ._with_files import ForwardsFiles
 
-__all__ = ["ChainMachine", "ChainTypes", "begin_to_replace"]
+__all__ = ["ChainMachine", "ChainTypes", "begin_to_replace", "chained"]
 
 _HEAD = Struct("<QQI")
 _INDEX = Struct("<Q")
@@ -75,25 +77,19 @@ class ChainMachine:
     def snapshot(self) -> Iterator[bytes]:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.snapshot`."""
         head = _HEAD.pack(self.index, self.count, self.digest)
-        return self._pieces(head, self.inner.snapshot())
-
-    @staticmethod
-    def _pieces(head: bytes, inner: Iterator[bytes]) -> Iterator[bytes]:
-        try:
-            yield head
-            yield from inner
-        finally:
-            close = getattr(inner, "close", None)
-            if close is not None:
-                close()
+        return _Pieces(head, self.inner.snapshot())
 
     def restore(self) -> IStateSink:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.restore`."""
-        return _Sink(self, self.inner.restore())
+        return self.sink(self.inner.restore())
+
+    def sink(self, inner: IStateSink) -> IStateSink:
+        """Return the sink around the application's."""
+        return _Sink(self, inner)
 
     def replace(self) -> IStateSink:
         """See :meth:`~zlayer_consensus.storage.IReplaceableState.replace`."""
-        return _Sink(self, begin_to_replace(self.inner))
+        return self.sink(begin_to_replace(self.inner))
 
     def _restored(self, head: bytes) -> None:
         self.index, self.count, self.digest = _HEAD.unpack(head)
@@ -104,6 +100,32 @@ def begin_to_replace(machine: Any) -> IStateSink:
     """Begin to replace a machine's state, in the way that a node would choose."""
     sink: IStateSink = machine.replace() if IReplaceableState.providedBy(machine) else machine.restore()
     return sink
+
+
+@implementer(IStateMachineFiles)
+class _ChainMachineFiles(ChainMachine, ForwardsFiles):
+    """The same around a machine with files."""
+
+
+def chained(inner: IStateMachine, types: RaftTypes, probe: Callable[[int, int, int, bool], object]) -> ChainMachine:
+    """Return a :class:`ChainMachine`, with files if the machine within has some."""
+    return (_ChainMachineFiles if IStateMachineFiles.providedBy(inner) else ChainMachine)(inner, types, probe)
+
+
+class _Pieces(Iterator[bytes]):
+    """A snapshot: our own piece, then the application's."""
+
+    def __init__(self, head: bytes, inner: Iterator[bytes]) -> None:
+        self._pieces = chain((head,), inner)
+        self._inner = inner
+
+    def __next__(self) -> bytes:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        close = getattr(self._inner, "close", None)
+        if close is not None:
+            close()
 
 
 @implementer(IStateSink)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 
+from ...errors import DeadlineExceeded
 from ._application import Action, Propose, Query
 
 if TYPE_CHECKING:
@@ -63,10 +64,20 @@ class Task:
         """Whether it may have changed something: what is only read may be asked for again and again."""
         return self.raw != b""
 
-    def send(self, node: ConsensusNode, timeout: float | None, forward: bool | None, style: float) -> Deferred[Any]:
+    def send(
+        self,
+        node: ConsensusNode,
+        timeout: float | None,
+        forward: bool | None,
+        style: float,
+        clock: Any,
+        patience: float,
+    ) -> Deferred[Any]:
         """Ask a node.
 
         :param style: a number in [0, 1) that decides between ways to say the same.
+        :param clock: the node's process's.
+        :param patience: how long values may be on their way from the disk.
         """
         action = self.action
         if isinstance(action, Propose):
@@ -81,10 +92,23 @@ class Task:
             )
         if isinstance(action, Query):
             read = action.read
-            return node.read_state(lambda chain: (chain.index, read(chain.inner.inner)), timeout, forward=forward)
+            found = node.read_state(lambda chain: (chain.index, read(chain.inner.inner)), timeout, forward=forward)
+            return found.addCallback(_arrived, clock, patience)
         if self.barrier:
             return node.ensure_linearizable(timeout, forward=forward)
         return node.register_session(timeout=timeout, forward=forward)
+
+
+def _arrived(found: tuple[int, Any], clock: Any, patience: float) -> Any:
+    """Return an index and what was read as of it, which may be on its way from the disk."""
+    index, value = found
+    if not isinstance(value, Deferred):
+        return found
+
+    def too_late(_result: object, seconds: float) -> None:
+        raise DeadlineExceeded("read", seconds)
+
+    return value.addTimeout(patience, clock, too_late).addCallback(lambda arrived: (index, arrived))
 
 
 class Attempt:

@@ -13,12 +13,13 @@ from ...errors import StorageFailed
 from ...node import ConsensusNode, InitialMember
 from ...storage import FileLogStore, FileStateMachine, IExecutor, InlineExecutor
 from .._simfs import Keep, SimulatedFileSystem
-from ._chain import ChainMachine, ChainTypes
+from ._chain import ChainTypes, chained
 from ._executor import SimulatedExecutor
 from ._faults_repair import LOG, STATE, repair
 from ._fuse import Fuse
 from ._time import ProcessClock
 from ._watch import WatchedLogStore
+from ._with_files import Disk
 
 if TYPE_CHECKING:
     from ._world import World
@@ -28,7 +29,7 @@ __all__ = ["LATENESS", "OPERATIONS", "Fuse", "Host", "Process"]
 START_OF_TIME = 1_700_000_000.0
 LATENESS = 0.02
 """How long after a pause what arrived during it may meet its process, in shortest election timeouts."""
-_CHANGES = frozenset(("mkdir", "create", "write", "sync", "rename", "remove", "sync_dir"))
+_CHANGES = frozenset(("mkdir", "create", "write", "sync", "rename", "link", "remove", "sync_dir"))
 
 
 OPERATIONS = ("create", "write", "sync", "rename", "remove", "sync_dir", "mkdir", "read", "list")
@@ -265,9 +266,9 @@ class Process:
         log_store = self._log_store()
         self.log_store = log_store if self.impostor else WatchedLogStore(log_store, world.checker, host.node_id)
         application = world.application
-        machine = application.machine()
+        machine = application.make(self._disk)
         watched = world.workload.watched(machine, host.node_id)
-        self.machine = ChainMachine(watched, application.types, self._applied)
+        self.machine = chained(watched, application.types, self._applied)
         self.node = self._make()
         application.attach(machine, self.node)
 
@@ -278,6 +279,17 @@ class Process:
         executor = SimulatedExecutor(self.clock, self.host.latency, lambda: draw() < 0.5)
         self.executors.append(executor)
         return executor
+
+    def _disk(self) -> Disk:
+        """Return where the state machine has its files."""
+        return Disk(
+            file_system=self.host.files,
+            directory="/state/files",
+            executor=self._executor(),
+            read_executor=self._executor(),
+            clock=self.clock,
+            random=Random(self.random.getrandbits(64)),
+        )
 
     def _log_store(self) -> FileLogStore:
         knobs = self.world.plan.knobs

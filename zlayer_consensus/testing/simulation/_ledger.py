@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IReplaceableState, IStateMachine, IStateSink
+from ...storage import ApplyContext, IReplaceableState, IStateMachine, IStateMachineFiles, IStateSink, StateFile
+from .._simfs import SimulatedFileSystem
 from ._application import Application, Propose
 from ._chain import begin_to_replace
+from ._with_files import ForwardsFiles
 
 if TYPE_CHECKING:
     from ._checker import Checker
@@ -65,7 +69,8 @@ class Ledger:
 
     def watched(self, machine: IStateMachine, node_id: int) -> WatchedMachine:
         """Return a machine that does as the given one, and has it written down."""
-        return WatchedMachine(machine, self, node_id)
+        has_files = IStateMachineFiles.providedBy(machine)
+        return (_WatchedMachineFiles if has_files else WatchedMachine)(machine, self, node_id)
 
     def executed(self, machine: WatchedMachine, raw: bytes, context: ApplyContext, outcome: bytes) -> None:
         """A replica carried out a command."""
@@ -183,7 +188,8 @@ class Ledger:
 
     def _replay(self) -> None:
         """Give the commands to one machine, and compare all results and reads."""
-        machine = self._application.machine()
+        files = SimulatedFileSystem()
+        machine = self._application.replica(files, "/one")
         reads = sorted(self.reads, key=lambda read: read[0])
         position = 0
         for index in (*sorted(self.entries), None):
@@ -199,7 +205,7 @@ class Ledger:
                         f"{self.show_outcome(outcome)}, node {entry.node_id} had {self.show_outcome(entry.outcome)}"
                     )
                     raise self._checker.violated("determinism", text)
-        self._round_trip(machine)
+        self._round_trip(machine, self._application.replica(files, "/other"))
 
     def _apply(self, machine: IStateMachine, raw: bytes, context: ApplyContext) -> bytes:
         try:
@@ -208,16 +214,16 @@ class Ledger:
             return self.outcome(error)
 
     def _compare_read(self, machine: IStateMachine, index: int, read: Any, result: Any) -> None:
-        expected = read(machine)
+        expected = _now(read(machine))
         if expected != result:
             text = f"a read after entry {index} has seen {_short(result)}, and it was {_short(expected)}"
             raise self._checker.violated("reads", text)
 
-    def _round_trip(self, machine: IStateMachine) -> None:
+    def _round_trip(self, machine: IStateMachine, other: IStateMachine) -> None:
         """A machine that is restored from a snapshot goes on like the one that made it."""
-        other = self._application.machine()
-        sink = other.restore()
-        for chunk in machine.snapshot():
+        pieces, files = machine.snapshot(), _files_of(machine)
+        sink = _now(other.restore_files(files)) if files else other.restore()  # type: ignore[attr-defined]
+        for chunk in pieces:
             sink.write(chunk)
         sink.finish()
         index, read = max(self.entries, default=0), self._application.read
@@ -271,13 +277,39 @@ class WatchedMachine:
 
     def restore(self) -> IStateSink:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.restore`."""
-        self.restored = " (restored from a snapshot)"
-        return self.inner.restore()
+        return self.sink(self.inner.restore())
 
     def replace(self) -> IStateSink:
         """See :meth:`~zlayer_consensus.storage.IReplaceableState.replace`."""
+        return self.sink(begin_to_replace(self.inner))
+
+    def sink(self, inner: IStateSink) -> IStateSink:
+        """Take note that the state is about to be replaced."""
         self.restored = " (restored from a snapshot)"
-        return begin_to_replace(self.inner)
+        return inner
+
+
+@implementer(IStateMachineFiles)
+class _WatchedMachineFiles(WatchedMachine, ForwardsFiles):
+    """The same of a machine with files."""
+
+
+def _now(value: Any) -> Any:
+    """Return what a Deferred of a machine whose disk works at once has fired with; or what is no Deferred."""
+    if not isinstance(value, Deferred):
+        return value
+    results: list[Any] = []
+    _ = value.addBoth(results.append)
+    [result] = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return result
+
+
+def _files_of(machine: Any) -> Sequence[StateFile]:
+    """Return the files of the snapshot that a machine has just begun."""
+    files: Sequence[StateFile] = _now(machine.sealed()) if IStateMachineFiles.providedBy(machine) else ()
+    return files
 
 
 def _short(value: Any) -> str:

@@ -6,11 +6,14 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import Any
 
+from twisted.internet.defer import Deferred
+
 from ...kv import (
     TYPES,
     Compare,
     Comparison,
     Delete,
+    FileKeyValueMachine,
     KeyValue,
     KeyValueMachine,
     Put,
@@ -23,9 +26,20 @@ from ...kv import (
 )
 from ...storage import ApplyContext
 from ..linearizability import VersionedRegister
-from ._application import Action, Propose, Query, Record
+from ._application import Action, Application, Propose, Query, Record
+from ._with_files import Disk
 
-__all__ = ["TYPES", "AppendingStore", "actions", "encode_append", "encode_tagged", "model", "read"]
+__all__ = [
+    "TYPES",
+    "AppendingFileStore",
+    "AppendingStore",
+    "actions",
+    "encode_append",
+    "encode_tagged",
+    "model",
+    "read",
+    "values_on_disk",
+]
 
 _APPEND = b"+"
 _TAG = b"#"
@@ -47,14 +61,74 @@ class AppendingStore(KeyValueMachine):
 
     def apply(self, command: bytes, context: ApplyContext) -> list[Any]:
         """See :meth:`~zlayer_consensus.storage.IStateMachine.apply`."""
-        if command[:1] == _TAG:
-            command = command[2 + command[1] :]
+        return super().apply(_plain(command, self._value), context)
+
+    def _value(self, key: bytes) -> bytes:
+        found = self.get(key)
+        return b"" if found is None else found.value
+
+
+class AppendingFileStore(FileKeyValueMachine):
+    """The same with values on disk. What is appended to has to be read before."""
+
+    def prepare(self, command: bytes) -> Deferred[None] | None:
+        """See :meth:`~zlayer_consensus.storage.IStateMachineFiles.prepare`."""
+        command = _untagged(command)
         if command[:1] == _APPEND:
-            end = 2 + command[1]
-            key = command[2:end]
-            old = self.get(key)
-            command = encode(Put(key, (b"" if old is None else old.value) + command[end:]))
-        return super().apply(command, context)
+            command = encode(Range(_appended(command)[0]))
+        return super().prepare(command)
+
+    def apply(self, command: bytes, context: ApplyContext) -> list[Any]:
+        """See :meth:`~zlayer_consensus.storage.IStateMachine.apply`."""
+        return super().apply(_plain(command, self._value), context)
+
+    def _value(self, key: bytes) -> bytes:
+        record = self._store.get(key)
+        return b"" if record is None else KeyValue.of(key, self._whole(key, record)).value
+
+
+def values_on_disk() -> Application:
+    """Return the default application with its values on disk: files, buffers and rates of all sizes."""
+
+    def make(disk: Disk) -> FileKeyValueMachine:
+        choice = disk.random.choice
+        return AppendingFileStore(
+            disk.directory,
+            executor=disk.executor,
+            read_executor=disk.read_executor,
+            clock=disk.clock,
+            file_system=disk.file_system,
+            # What a replica forgets is part of what all agree on, though no command here asks for the past.
+            history_changes=5,
+            history_bytes=2000,
+            file_bytes=choice((1, 300, 3000, 30_000)),
+            buffer_bytes=choice((1, 1000, 100_000)),
+            compaction_bytes=choice((1000, 100_000)),
+        )
+
+    return Application(files_machine=make)
+
+
+def _untagged(command: bytes) -> bytes:
+    return command[2 + command[1] :] if command[:1] == _TAG else command
+
+
+def _appended(command: bytes) -> tuple[bytes, bytes]:
+    """Return the key and what is to be appended."""
+    end = 2 + command[1]
+    return command[2:end], command[end:]
+
+
+def _plain(command: bytes, value: Callable[[bytes], bytes]) -> bytes:
+    """Return the store's own command that does the same.
+
+    :param value: returns a key's present value.
+    """
+    command = _untagged(command)
+    if command[:1] != _APPEND:
+        return command
+    key, suffix = _appended(command)
+    return encode(Put(key, value(key) + suffix))
 
 
 def actions(keys: int) -> Callable[[Random, int], Action]:

@@ -21,6 +21,7 @@ from ...errors import (
     SessionExpired,
     SessionSequenceReused,
     SessionSequenceStale,
+    StorageError,
     TransferInProgress,
 )
 from ...node import Applied
@@ -132,7 +133,9 @@ class Workload:
         """The question arrives at the node: this happens in the life of its process."""
         process, (timeout, forward, style) = attempt.process, attempt.ask
         limit = self.usual_timeout if timeout is None else timeout
-        attempt.deadline = process.clock.seconds() + limit * 1.01 + 0.002
+        # What is read may have to come from the disk, which may take as long again.
+        queries = any(isinstance(task.action, Query) for task in attempt.tasks)
+        attempt.deadline = process.clock.seconds() + (limit * 2 if queries else limit) * 1.01 + 0.002
         self._order += 1
         attempt.order = self._order
         self._waiting[attempt] = None
@@ -145,7 +148,7 @@ class Workload:
         attempt.open = len(tasks)
         for task in tasks:
             self.world.trace("client", task.client.number, "asks", process.host.node_id, task.name)
-            _ = task.send(node, timeout, forward, style).addBoth(self._answered, task, attempt)
+            _ = task.send(node, timeout, forward, style, process.clock, limit).addBoth(self._answered, task, attempt)
 
     def _answered_many(self, results: Any, attempt: Attempt) -> None:
         if isinstance(results, Failure):
@@ -177,7 +180,7 @@ class Workload:
             if isinstance(error, DomainError) and task.effect:
                 self._carried_out(task, attempt, None, error)
             else:
-                kind, code = self._classify(error, task)
+                kind, code = self._classify(error, task, attempt.process)
                 if kind == "refused":
                     self._refused(task)
                 if isinstance(error, NotLeader):
@@ -189,7 +192,7 @@ class Workload:
         if kind == "ok" and heard:
             self._succeeded(task, result)
 
-    def _classify(self, error: BaseException, task: Task) -> tuple[str, str]:
+    def _classify(self, error: BaseException, task: Task, process: Process) -> tuple[str, str]:
         if isinstance(error, _UNKNOWN):
             if not task.effect and task.name != "register":
                 raise self.world.checker.violated("answers", f"a {task.name} has the outcome {error!r}")
@@ -198,6 +201,8 @@ class Workload:
             if isinstance(error, SessionSequenceReused) and task.name != "misuse":
                 raise self.world.checker.violated("sessions", f"{task.name} of a session of its own: {error}")
             return "refused", error.code
+        if isinstance(error, StorageError) and not task.effect and error.code in process.host.expects:
+            return "refused", error.code  # what it was to read is damaged, or the disk failed
         if isinstance(error, ConsensusError):
             raise self.world.checker.violated("answers", f"{task.name} failed with {type(error).__name__}: {error}")
         raise error
