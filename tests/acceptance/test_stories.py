@@ -13,7 +13,7 @@ from tests.node_cluster import NodeTestCase
 from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
-from . import answers, full_disks, kill_all, large_log, snapshot_load, torture
+from . import answers, full_disks, kill_all, large_log, larger_than_memory, snapshot_load, torture
 from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
@@ -82,6 +82,11 @@ class Stories(TestCase):
         scene.say = told.append
         await large_log.LargeLog(scene, 50_000, STORAGE["segment_bytes"]).run()
         self.assertIn("start 2: ready", told[-1])
+
+    async def test_values_on_disk(self) -> None:
+        """Written, read, restarted, sent and overwritten, they take no more memory than fewer would."""
+        scene = self.scene(larger_than_memory.RAFT, larger_than_memory.STORAGE_ON_DISK)
+        await larger_than_memory.LargerThanMemory(scene, megabytes=48, limit=250).run()
 
     async def test_torture(self) -> None:
         """Whatever is done to the processes, no acknowledged write is lost or doubled, and no read goes back."""
