@@ -22,7 +22,7 @@ from ...raft import (
     VoteReply,
     VoteRequest,
 )
-from ._mirror import Copy, Mark, Mirror, mark
+from ._mirror import Copy, Mark, Mirror, mark, positions
 
 if TYPE_CHECKING:
     from ._host import Process
@@ -141,11 +141,16 @@ class Checker:
     def repaired(self, node_id: int, start: Start) -> None:
         """Its damaged log was cut and repaired: what is gone is not expected of it, and it may have forgotten votes.
 
+        What was cut off may have been the truncation of an older end, which then stands there again.
         What it has acknowledged before counted then; until :meth:`settled` somebody may still hear of it.
         """
-        mirror = self.mirrors[node_id]
-        self._ghosts[node_id] = mirror.durable
-        self.mirrors[node_id] = mirror.cut(start)
+        self._ghosts[node_id] = self.mirrors[node_id].durable
+        left = list(positions(start))
+        unknown = [each for each in left if (each.index, each.term) not in self._known]
+        self._require("repair", f"left are {unknown}, which nobody ever had" if unknown else "", f"node {node_id}")
+        marks = [(each.term, self._known[each.index, each.term][0]) for each in left]
+        configs = [each for each in left if each in self.configs]
+        self.mirrors[node_id] = Mirror.repaired(start, marks, configs)
         self._votes = {key: candidate for key, candidate in self._votes.items() if key[1] != node_id}
 
     def settled(self, node_id: int) -> None:

@@ -25,15 +25,15 @@ def repair(host: Host) -> bool:
     The power may fail in the middle. What the tool would ask the operator is answered with yes.
     """
     world, random = host.world, host.random
-    if random.random() < 0.3:
-        host.files.before = Fuse(_CHANGES, random.randint(1, 25), _power_fails)
-        try:
-            _repair(host.files, host)
-        except StorageFailed:
-            world.count("repair interrupted")
-        host.files = host.files.crash(random.choice(("none", "all", "prefix", random)))
-    host.files.capacity = None  # the operator makes room, if there is too little
     try:
+        if random.random() < 0.3:
+            host.files.before = Fuse(_CHANGES, random.randint(1, 25), _power_fails)
+            try:
+                _repair(host.files, host)
+            except StorageFailed:
+                world.count("repair interrupted")
+            host.files = host.files.crash(random.choice(("none", "all", "prefix", random)))
+        host.files.capacity = None  # the operator makes room, if there is too little
         if not _repair(host.files, host):
             return False
         identity, found = examine_log(host.files, LOG)
@@ -55,11 +55,18 @@ def _repair(files: SimulatedFileSystem, host: Host) -> bool:
     with locked(files, LOG, STATE):
         if interrupted(files, LOG):
             finish_interrupted(files, LOG)
-        plan = plan_repair(files, LOG, STATE)
+        plan = plan_repair(files, LOG, STATE, _cluster_id(host))
         if plan.sole_voter:
             return False  # its mark could never be removed
         carry_out(files, LOG, STATE, plan, host.random.randbytes)
     return True
+
+
+def _cluster_id(host: Host) -> bytes:
+    """Return what the status of any other member shows."""
+    others = [other.process for other in host.world.hosts.values() if other is not host and other.process is not None]
+    known = [other.log_store.identity.cluster_id for other in others if other.ready and not other.impostor]
+    return known[0] if known else b""
 
 
 def _power_fails(operation: str, path: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from ...raft import NO_LOG, Entry, EntryKind, HardState, LogId, LogWrite, Start
 
-__all__ = ["Copy", "Mark", "Mirror", "mark"]
+__all__ = ["Copy", "Mark", "Mirror", "mark", "positions"]
 
 Mark = tuple[int, int]
 """An entry for comparisons: its term and the check sum of all its bytes."""
@@ -100,15 +102,12 @@ class Mirror:
         if upto.index <= self.durable.last:
             self.durable.purge(upto)
 
-    def cut(self, start: Start) -> Mirror:
-        """Return what is left after a repair."""
-        other = Mirror()
-        left = self.durable.copy()
-        if not left.base.index <= start.last.index <= left.last:
-            left = Copy(start.last)  # it begins anew, behind a snapshot or with nothing
-        left.change(LogWrite(truncate_after=start.last.index, hard_state=start.hard_state))
-        left.purge(start.purged)
-        other.durable, other.latest = left, left.copy()
+    @classmethod
+    def repaired(cls, start: Start, marks: list[Mark], configs: list[LogId]) -> Mirror:
+        """Return that of a log which was repaired, with what is left in it."""
+        other = cls()
+        other.durable = Copy(start.purged, marks, start.hard_state, configs)
+        other.latest = other.durable.copy()
         return other
 
     def opened(self, start: Start) -> str:
@@ -155,13 +154,19 @@ class Mirror:
         return None
 
 
+def positions(start: Start) -> Iterator[LogId]:
+    """Return those of all entries that a recovery found."""
+    for (first, term), (end, _) in itertools.pairwise((*start.terms, (start.last.index + 1, 0))):
+        for index in range(max(first, start.purged.index + 1), end):
+            yield LogId(term, index)
+
+
 def _alike(copy: Copy, start: Start) -> bool:
     if copy.last != start.last.index:
         return False
-    terms = list(start.terms)
-    for index in range(max(copy.base.index, start.purged.index) + 1, copy.last + 1):
-        while len(terms) > 1 and terms[1][0] <= index:
-            terms.pop(0)
-        if not terms or terms[0][0] > index or copy.term_at(index) != terms[0][1]:
-            return False
+    found = list(positions(start))
+    if len(found) != start.last.index - start.purged.index:
+        return False
+    if any(copy.term_at(each.index) != each.term for each in found if each.index > copy.base.index):
+        return False
     return copy.last != copy.base.index or start.last.term == copy.base.term
