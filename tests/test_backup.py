@@ -153,6 +153,8 @@ class RestoreTests(SynchronousTestCase):
         # Ids of the old cluster may be used again: it is another cluster.
         self.members = [InitialMember(n, f"new-{n}:7001", f"new-{n}:8001") for n in (2, 3, 9)]
         self.origin = encode_members("a name", self.members)
+        self.opened: list[FileLogStore | FileStateMachine] = []
+        self.addCleanup(self.close)
 
     def restore(self, disk: SimulatedFileSystem, seed: int = 0) -> bytes:
         places = [
@@ -169,9 +171,12 @@ class RestoreTests(SynchronousTestCase):
         log = FileLogStore(directory, node_id, executor=executor, file_system=disk, segment_bytes=16 << 10)
         machine = FileStateMachine(directory, {}, lambda _state, _command: None, executor=executor, file_system=disk)
         start = result(Deferred.fromCoroutine(recover(node_id, log, machine)))
-        self.addCleanup(lambda: result(log.close()))
-        self.addCleanup(lambda: result(machine.close()))
+        self.opened += [log, machine]
         return start, log, machine
+
+    def close(self) -> None:
+        while self.opened:
+            result(self.opened.pop().close())
 
     def test_each_directory_opens_with_the_state_and_the_new_members(self) -> None:
         cluster = self.restore(self.disk)
@@ -235,6 +240,7 @@ class RestoreTests(SynchronousTestCase):
                 for each in self.members:
                     if left.exists(f"/new/node-{each.node_id}"):
                         self.assertEqual(POINT.last, self.start(left, each.node_id)[0].last)
+                self.close()
 
 
 def _copy(source: SimulatedFileSystem, path: str, target: SimulatedFileSystem, to: str) -> None:
