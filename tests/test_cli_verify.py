@@ -221,6 +221,27 @@ class VerifyTests(CliTestCase):
             self.assertFalse(self.opens())
             path.write_bytes(data)
 
+    def test_a_file_that_ends_between_two_records_is_rot(self) -> None:
+        """What follows is nothing, and not a record that does not check; every command says so."""
+        for path in (self.segments[0], self.newest):
+            data = path.read_bytes()
+            for record in records(path)[1:3]:
+                path.write_bytes(data[: record.position])
+                self.rot(path, opening="refuses")
+                self.verdict("stat", "--full", exit_code=2)
+                self.run_log("dump", self.data, exit_code=2)
+            path.write_bytes(data)
+
+    def test_a_file_that_goes_on_behind_its_end_is_rot(self) -> None:
+        for path in (self.segments[0], self.newest):
+            data = path.read_bytes()
+            for more in (b"x", bytes(SECTOR), b"x" * SECTOR):
+                path.write_bytes(data + more)
+                self.rot(path, opening="refuses")
+                self.verdict("stat", "--full", exit_code=2)
+                self.assertFalse(self.opens())
+            path.write_bytes(data)
+
     def test_a_damaged_or_missing_identity_is_rot(self) -> None:
         path = self.data / "identity"
         data = path.read_bytes()

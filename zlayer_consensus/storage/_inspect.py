@@ -299,7 +299,7 @@ def _scan_one(window: Window, at: int, size: int, salt: int, chain: int | None) 
     """
     sector = window.get(at, SECTOR)
     if len(sector) < SECTOR:
-        raise BadRecord("the file ends here")
+        return ScannedRecord(at, size - at, None, None, "the file ends here")
     if sector == _ZERO_SECTOR:
         return None
     header = parse_header(sector, at, salt)

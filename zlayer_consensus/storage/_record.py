@@ -191,6 +191,8 @@ def parse_header(sector: bytes, position: int, salt: int) -> RecordHeader:
 
     :raises BadRecord: if its checks fail, or it belongs elsewhere.
     """
+    if len(sector) < RECORD_HEADER:
+        raise BadRecord("the file ends where a record belongs")
     chain, check = _CHECKS.unpack_from(sector, _CHAIN_END)
     if crc32(sector[:_CHECKED_END], salt) != check:
         raise BadRecord("the record header's checksum does not match")

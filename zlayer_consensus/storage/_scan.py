@@ -74,7 +74,7 @@ class Window:
         end = offset
         zeros = bytes(self._piece)
         for at in range(offset, self._size, self._piece):
-            piece = self._file_system.read(self._path, at, self._piece)
+            piece = self._file_system.read(self._path, at, min(self._piece, self._size - at))
             # Comparing is much faster than stripping, and most pieces are zeros.
             if piece != (zeros if len(piece) == self._piece else zeros[: len(piece)]):
                 end = at + -(-len(piece.rstrip(b"\0")) // SECTOR) * SECTOR
