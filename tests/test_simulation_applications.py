@@ -104,6 +104,17 @@ class SecretlyForgetfulTotals(ForgetfulTotals):
         return super().apply(command, context)[0]
 
 
+class LateTotals(Totals):
+    """Looks at the state only when the snapshot is taken away, piece by piece."""
+
+    def snapshot(self) -> Iterator[bytes]:
+        yield b"["
+        yield json.dumps(self.totals).encode()
+        yield b","
+        yield json.dumps(self.sum).encode()
+        yield b"]"
+
+
 class RepeatingTotals(Totals):
     """Proposes as a consequence of a command (J-40)."""
 
@@ -168,6 +179,13 @@ class ApplicationTests(SynchronousTestCase):
 
     def test_a_snapshot_that_forgets_what_only_reads_show_is_caught(self) -> None:
         self.assertIn(self.invariant(SecretlyForgetfulTotals, read=everything), ("reads", "snapshot"))
+
+    def test_a_snapshot_that_shows_later_changes_is_caught(self) -> None:
+        self.assertIn(self.invariant(LateTotals), ("determinism", "snapshot"))
+
+    def test_what_is_read_may_be_the_state_itself(self) -> None:
+        whole = Application(Totals, commands=add, read=lambda machine: [machine.totals])
+        self.assertEqual(simulate(whole, seeds=self.SEEDS).failures, [])
 
     def test_a_machine_that_proposes_is_caught(self) -> None:
         """J-40."""

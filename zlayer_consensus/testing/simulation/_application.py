@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -98,7 +99,8 @@ class Application:
         find more: a doubled one is then seen for what it is.
     :param types: the application's types, as for a node.
     :param read: ``read(machine)`` returns something of the state, or all of it: beside the commands, clients call it
-        through ``read_state``. None: they do not read, unless ``commands`` gives them a :class:`Query`.
+        through ``read_state``. What it returns is copied (``copy.deepcopy``), so it may be a part of the state itself.
+        None: they do not read, unless ``commands`` gives them a :class:`Query`.
     :param model: checks the history of the actions that have records; see
         :mod:`zlayer_consensus.testing.linearizability`. None: no history is kept.
     :param attach: called with each new state machine and the node that runs it, for a machine that needs its node.
@@ -132,7 +134,7 @@ class Application:
         self.types = types or declare_raft_types()
         self._machine = machine
         self._files_machine = files_machine
-        self.read = read
+        self.read = None if read is None else _copied(read)
         self.model = model
         self._commands = commands
         self._attach = attach
@@ -177,3 +179,13 @@ class Application:
             return Query(self.read)
         command = self._commands(random, client)
         return command if isinstance(command, Propose | Query) else Propose(command)
+
+
+def _copied(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what reads the same, as it is now."""
+
+    def copied(machine: Any) -> Any:
+        found = read(machine)
+        return found.addCallback(copy.deepcopy) if isinstance(found, Deferred) else copy.deepcopy(found)
+
+    return copied

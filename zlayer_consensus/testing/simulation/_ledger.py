@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -220,27 +221,51 @@ class Ledger:
             raise self._checker.violated("reads", text)
 
     def _round_trip(self, machine: IStateMachine, other: IStateMachine) -> None:
-        """A machine that is restored from a snapshot goes on like the one that made it."""
-        pieces, files = machine.snapshot(), _files_of(machine)
+        """A machine that is restored from a snapshot goes on like the one that made it.
+
+        That one goes on meanwhile: a node takes the state away piece by piece, and applies commands in between.
+        """
+        pieces = iter(machine.snapshot())
+        files = _files_of(machine)
+        steps: list[tuple[Any, bytes, ApplyContext, bytes]] = []
+        taken: list[bytes] = []
+        for raw, context in self._further():
+            steps.append((self._read(machine), raw, context, self._apply(machine, raw, context)))
+            taken += islice(pieces, 1)
+        taken += pieces
         sink = _now(other.restore_files(files)) if files else other.restore()  # type: ignore[attr-defined]
-        for chunk in pieces:
+        for chunk in taken:
             sink.write(chunk)
         sink.finish()
-        index, read = max(self.entries, default=0), self._application.read
-        time_ms = self.entries[index].time_ms if index else 0
-        random, actions = Random("round trip"), self._application.actions(2)
-        for step in range(_ROUND_TRIP):
-            if read is not None and (expected := read(machine)) != (found := read(other)):
-                text = f"{_short(expected)} is read before a snapshot, and {_short(found)} from the restored machine"
+        for expected, raw, context, outcome in steps:
+            self._compare_restored(expected, self._read(other))
+            after = self._apply(other, raw, context)
+            if after != outcome:
+                text = (
+                    f"{self.show(raw)} has the result {self.show_outcome(outcome)}, and {self.show_outcome(after)} "
+                    "in a machine that was restored from a snapshot of before"
+                )
                 raise self._checker.violated("snapshot", text)
+        self._compare_restored(self._read(machine), self._read(other))
+
+    def _further(self) -> Iterator[tuple[bytes, ApplyContext]]:
+        """Return commands that could come next."""
+        last = max(self.entries, default=0)
+        time_ms = self.entries[last].time_ms if last else 0
+        random, actions = Random("round trip"), self._application.actions(2)
+        for index in range(last + 1, last + 1 + _ROUND_TRIP):
             action = actions(random, 1)
             if isinstance(action, Propose):
-                raw, context = self._types.encode_request(action.request), ApplyContext(index + 1 + step, time_ms)
-                outcomes = [self._apply(each, raw, context) for each in (machine, other)]
-                if outcomes[0] != outcomes[1]:
-                    before, after = map(self.show_outcome, outcomes)
-                    text = f"{self.show(raw)} has the result {before}, and {after} in a machine that was restored"
-                    raise self._checker.violated("snapshot", text)
+                yield self._types.encode_request(action.request), ApplyContext(index, time_ms)
+
+    def _read(self, machine: IStateMachine) -> Any:
+        read = self._application.read
+        return None if read is None else _now(read(machine))
+
+    def _compare_restored(self, expected: Any, found: Any) -> None:
+        if expected != found:
+            text = f"{_short(expected)} is read before a snapshot, and {_short(found)} from the restored machine"
+            raise self._checker.violated("snapshot", text)
 
 
 @implementer(IStateMachine, IReplaceableState)
