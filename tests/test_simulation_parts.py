@@ -12,7 +12,7 @@ from zope.interface.verify import verifyObject
 
 from zlayer_consensus.storage import IExecutor
 from zlayer_consensus.testing.simulation._executor import SimulatedExecutor
-from zlayer_consensus.testing.simulation._plan import Fault, Plan
+from zlayer_consensus.testing.simulation._plan import BUFFER_BYTES, Fault, Plan
 from zlayer_consensus.testing.simulation._plan_file import PlanFileError, describe, dump_plan, load_plan
 from zlayer_consensus.testing.simulation._shrink import shrink
 from zlayer_consensus.testing.simulation._time import ProcessClock, Timeline
@@ -199,6 +199,12 @@ class PlanFileTests(SynchronousTestCase):
         plan, drawn = load_plan(self.changed(older)), Plan.draw(3)
         self.assertEqual(plan.knobs.keys, drawn.knobs.keys)
         self.assertEqual(plan.knobs.config.log_cache_bytes, type(drawn.knobs.config)().log_cache_bytes)
+
+    def test_snapshots_of_earlier_plans_are_gathered_as_they_were(self) -> None:
+        seed = next(seed for seed in range(100) if Plan.draw(seed).knobs.buffer_bytes != BUFFER_BYTES)
+        data = json.loads(dump_plan(Plan.draw(seed)))
+        del data["knobs"]["buffer_bytes"]
+        self.assertEqual(load_plan(json.dumps(data)).knobs.buffer_bytes, BUFFER_BYTES)
 
     def test_what_is_wrong_is_named(self) -> None:
         wrong: list[tuple[str, Callable[[Any], object]]] = [

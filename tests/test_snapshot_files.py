@@ -14,9 +14,16 @@ from twisted.trial.unittest import SynchronousTestCase
 from tests.real_disk import RealDisk
 from tests.snapshot_kit import MEMBERSHIP, NEW, OLD, ROOT, Case, PowerFailure, ignore, point
 from zlayer_consensus import _cbor
-from zlayer_consensus.errors import StorageCorrupt, StorageFailed, StorageFull, StorageLocked
+from zlayer_consensus.errors import ConfigError, StorageCorrupt, StorageFailed, StorageFull, StorageLocked
 from zlayer_consensus.raft import LogId, SnapshotPoint
-from zlayer_consensus.storage import FileStateMachine, Manifest, MemStateMachine, decode_manifest, encode_manifest
+from zlayer_consensus.storage import (
+    FileStateMachine,
+    InlineExecutor,
+    Manifest,
+    MemStateMachine,
+    decode_manifest,
+    encode_manifest,
+)
 from zlayer_consensus.testing import SimulatedFileSystem
 
 
@@ -37,6 +44,22 @@ class LayoutTests(Case):
         self.assertEqual(len(manifest.parts), 6)
         self.assertLessEqual(max(size for size, _ in manifest.parts), 1000)
         self.assertEqual(self.load(store.reader()), (b"x" * 100,) * 50)
+
+    def test_so_much_is_gathered_before_it_is_written(self) -> None:
+        files = self.make_files()
+        store = FileStateMachine("/data", {}, ignore, executor=InlineExecutor(), file_system=files, buffer_bytes=250)
+        self.done(store.open())
+        writer = store.writer(point(5))
+        written = []
+        for _ in range(6):
+            files.operations.clear()
+            self.done(writer.write(b"x" * 100))
+            written.append(any(operation == "write" for operation, _ in files.operations))
+        self.assertEqual(written, [False, False, True] * 2)
+        self.done(writer.publish())
+        self.assertEqual(self.load(store.reader()), (b"x" * 100,) * 6)
+        for wrong in (0, -1):
+            self.assertRaises(ConfigError, FileStateMachine, "/data", {}, ignore, reactor=0, buffer_bytes=wrong)
 
     def test_oversized_chunk_is_refused(self) -> None:
         store = self.opened(self.make_files())

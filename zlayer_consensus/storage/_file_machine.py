@@ -18,7 +18,7 @@ from ._snapshot_format import PART_BYTES
 from ._snapshot_received import Received
 from ._snapshot_scrub import Piece, SnapshotScrub
 from ._snapshot_store import SnapshotStore
-from ._snapshot_streams import ReaderParts, ReceiverParts, WriterParts
+from ._snapshot_streams import BUFFER_BYTES, ReaderParts, ReceiverParts, WriterParts
 from .interfaces import ApplyContext, IStateMachine, IStateMachineStore, Manifest
 
 __all__ = ["FileStateMachine"]
@@ -53,6 +53,7 @@ class FileStateMachine(SnapshotStore):
     :param file_system: the real one, unless a test has another.
     :param keep: snapshots kept; a reader can hold back the removal of more.
     :param part_bytes: a part is closed before it would grow beyond this.
+    :param buffer_bytes: so much of a snapshot is gathered in memory before it goes to the disk.
     :raises TypeError: if neither form is given.
     :raises ConfigError: if a setting cannot be.
     """
@@ -68,6 +69,7 @@ class FileStateMachine(SnapshotStore):
         file_system: IFileSystem | None = ...,
         keep: int = ...,
         part_bytes: int = ...,
+        buffer_bytes: int = ...,
     ) -> None: ...
 
     @overload
@@ -83,6 +85,7 @@ class FileStateMachine(SnapshotStore):
         file_system: IFileSystem | None = ...,
         keep: int = ...,
         part_bytes: int = ...,
+        buffer_bytes: int = ...,
     ) -> None: ...
 
     def __init__(
@@ -94,6 +97,7 @@ class FileStateMachine(SnapshotStore):
         file_system: IFileSystem | None = None,
         keep: int = 2,
         part_bytes: int = PART_BYTES,
+        buffer_bytes: int = BUFFER_BYTES,
         **named: Any,
     ) -> None:
         machine = as_state_machine(*application, **named)
@@ -104,7 +108,7 @@ class FileStateMachine(SnapshotStore):
             if reactor is None:
                 raise ConfigError("executor", None, "is needed where there is no reactor")
             executor = ThreadExecutor(reactor, "snapshots")
-        super().__init__(machine, executor, own, keep)
+        super().__init__(machine, executor, own, keep, buffer_bytes)
         self._directory = SnapshotDirectory(file_system or RealFileSystem(), os.fspath(directory).rstrip("/") or "/")
         self._scrubbing = SnapshotScrub(self._directory)
         self._part_bytes = part_bytes

@@ -16,7 +16,16 @@ from ._executor import IExecutor
 from ._snapshot_format import check_point
 from ._snapshot_received import Received
 from ._snapshot_scrub import Piece
-from ._snapshot_streams import Reader, ReaderParts, Receiver, ReceiverParts, Writer, WriterParts, uncancelled
+from ._snapshot_streams import (
+    BUFFER_BYTES,
+    Reader,
+    ReaderParts,
+    Receiver,
+    ReceiverParts,
+    Writer,
+    WriterParts,
+    uncancelled,
+)
 from .interfaces import (
     ISnapshotReader,
     ISnapshotReceiver,
@@ -41,13 +50,23 @@ class SnapshotStore:
 
     _log = Logger()
 
-    def __init__(self, machine: IStateMachine, executor: IExecutor, stop_executor: bool, keep: int) -> None:
+    def __init__(
+        self,
+        machine: IStateMachine,
+        executor: IExecutor,
+        stop_executor: bool,
+        keep: int,
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
         if keep < 1:
             raise ConfigError("keep", keep, "must be a positive integer")
+        if buffer_bytes < 1:
+            raise ConfigError("buffer_bytes", buffer_bytes, "must be a positive integer")
         self.machine = machine
         self._executor = executor
         self._stop_executor = stop_executor
         self._keep = keep
+        self._buffer_bytes = buffer_bytes
         self._state = "new"
         self._newest: Manifest | None = None
         self._positions: list[LogId] = []
@@ -159,7 +178,8 @@ class SnapshotStore:
         def ended() -> None:
             self._writer = None
 
-        self._writer = Writer(self._executor, self._writer_parts(point), point, self._publish, ended)
+        parts = self._writer_parts(point)
+        self._writer = Writer(self._executor, parts, point, self._publish, ended, self._buffer_bytes)
         return self._writer
 
     def receiver(self, manifest: Manifest) -> ISnapshotReceiver:

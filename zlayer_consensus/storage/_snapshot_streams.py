@@ -17,6 +17,7 @@ from ._snapshot_format import check_chunk, frame
 from .interfaces import ISnapshotReader, ISnapshotReceiver, ISnapshotWriter, Manifest, StateFile
 
 __all__ = [
+    "BUFFER_BYTES",
     "Reader",
     "ReaderParts",
     "Receiver",
@@ -27,7 +28,7 @@ __all__ = [
 ]
 
 _T = TypeVar("_T")
-_FLUSH = 256 << 10
+BUFFER_BYTES = 256 << 10
 
 Publish = Callable[[SnapshotPoint, Callable[[], Deferred[Manifest]]], Coroutine[Deferred[Any], Any, Manifest]]
 """The store's part of publishing: takes the position, and what makes it durable."""
@@ -122,14 +123,22 @@ def _check_receive(manifest: Manifest, position: tuple[int, int], part: int, off
 class Writer:
     """See :class:`ISnapshotWriter`. Small chunks are gathered before they go to the disk.
 
+    :param buffer_bytes: how much is gathered.
     :param publish: the store's part of publishing.
     :param ended: called once when it was published or aborted.
     """
 
     def __init__(
-        self, executor: IExecutor, parts: WriterParts, point: SnapshotPoint, publish: Publish, ended: Callable[[], None]
+        self,
+        executor: IExecutor,
+        parts: WriterParts,
+        point: SnapshotPoint,
+        publish: Publish,
+        ended: Callable[[], None],
+        buffer_bytes: int,
     ) -> None:
         self._executor = executor
+        self._buffer_bytes = buffer_bytes
         self._parts = parts
         self._point = point
         self._publish = publish
@@ -148,7 +157,7 @@ class Writer:
             return fail(error)
         self._frames.append(frame(chunk))
         self._size += len(chunk)
-        if self._size < _FLUSH:
+        if self._size < self._buffer_bytes:
             return succeed(None)
         frames, self._frames, self._size = self._frames, [], 0
         return uncancelled(self._run(self._parts.append, frames))

@@ -316,6 +316,7 @@ class Process:
             file_system=host.files,
             keep=knobs.snapshots_kept,
             part_bytes=knobs.part_bytes,
+            buffer_bytes=knobs.buffer_bytes,
         )
         return ConsensusNode(
             node_id=host.node_id,

@@ -9,7 +9,10 @@ import attrs
 
 from ...config import ConsensusConfig
 
-__all__ = ["Fault", "Knobs", "Plan"]
+__all__ = ["BUFFER_BYTES", "Fault", "Knobs", "Plan"]
+
+BUFFER_BYTES = 256 << 10
+"""As a :class:`~zlayer_consensus.storage.FileStateMachine` has it, where nobody says otherwise."""
 
 
 @attrs.frozen
@@ -54,6 +57,8 @@ class Knobs:
     duration: float
     early_faults: bool = False
     """Whether things go wrong from the beginning, or only when the cluster has begun."""
+    buffer_bytes: int = BUFFER_BYTES
+    """How much of a snapshot is gathered before it is written."""
 
     def clock_rate(self, random: Random) -> float:
         """Draw how fast a machine's clock goes."""
@@ -71,6 +76,10 @@ class Knobs:
             scrub_interval=max(0.001, unit * random.choice((0.1, 3.0))),
         )
         return attrs.evolve(self, config=config)
+
+    def buffered(self, random: Random) -> Knobs:
+        """Draw whether snapshots are taken in many pieces, while the node goes on. Most are not, as ever."""
+        return attrs.evolve(self, buffer_bytes=random.choices((BUFFER_BYTES, 1, 300), (4, 1, 1))[0])
 
     @classmethod
     def draw(cls, random: Random) -> Knobs:
@@ -172,6 +181,7 @@ class Plan:
         from ._faults import KINDS
 
         knobs = Knobs.draw(Random(f"{seed} knobs")).watched(Random(f"{seed} watch"))
+        knobs = knobs.buffered(Random(f"{seed} buffer"))
         random = Random(f"{seed} faults")
         kinds = {name: weight * random.choice((0, 0, 0.3, 1, 3)) for name, weight in KINDS.items()}
         if not any(kinds.values()):

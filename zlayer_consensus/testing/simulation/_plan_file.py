@@ -9,13 +9,14 @@ import attrs
 from cattrs import Converter
 
 from ...config import ConsensusConfig
-from ._plan import Plan
+from ._plan import BUFFER_BYTES, Plan
 
 __all__ = ["PlanFileError", "describe", "dump_plan", "load_plan"]
 
 _FORMAT = 1
 _AS_BEFORE = {"digest_interval": 0.0, "loop_probe_interval_ms": 0, "scrub_bytes_per_second": 0}
 """What a plan means that was written before these existed: not their defaults, which do more than was done then."""
+_KNOBS_BEFORE = {"buffer_bytes": BUFFER_BYTES}
 
 
 class PlanFileError(ValueError):
@@ -50,7 +51,7 @@ def load_plan(text: str) -> Plan:
     drawn = _plain(attrs.asdict(Plan.draw(data["seed"])))
     known = {**drawn, "knobs": {**drawn["knobs"], "config": attrs.asdict(ConsensusConfig())}}
     _check(data, known, "")
-    knobs = {**drawn["knobs"], **data.get("knobs", {})}
+    knobs = {**drawn["knobs"], **(_KNOBS_BEFORE if "knobs" in data else {}), **data.get("knobs", {})}
     knobs["config"] = {**_AS_BEFORE, **knobs["config"]}
     merged = {**drawn, **data, "knobs": knobs}
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from ._plan import Fault, Knobs, Plan
+from ._plan import BUFFER_BYTES, Fault, Knobs, Plan
 
 __all__ = ["Shrunk", "shrink"]
 
@@ -23,6 +23,7 @@ _CALMER: tuple[tuple[str, Any], ...] = (
     ("wall_clock_jumps", (0.0,)),
     ("inline_disk", True),
     ("disk_latency", 0.0),
+    ("buffer_bytes", BUFFER_BYTES),
 )
 _FEWER = ("clients", "keys", "voters")
 # Seconds. Below it nothing happens at all.
