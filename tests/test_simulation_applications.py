@@ -12,6 +12,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 from zope.interface.verify import verifyObject
@@ -115,6 +116,27 @@ class LateTotals(Totals):
         yield b"]"
 
 
+class WaitingTotals(Totals):
+    """Waits for ever, and would wait again when it is cut off."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting = Deferred.fromCoroutine(self.wait())
+
+    async def wait(self) -> None:
+        try:
+            await Deferred()
+        finally:
+            await Deferred()
+
+
+class DyingTotals(Totals):
+    """Raises where nobody can catch it."""
+
+    def __del__(self) -> None:
+        raise ZeroDivisionError("in the end")
+
+
 class RepeatingTotals(Totals):
     """Proposes as a consequence of a command (J-40)."""
 
@@ -186,6 +208,18 @@ class ApplicationTests(SynchronousTestCase):
     def test_what_is_read_may_be_the_state_itself(self) -> None:
         whole = Application(Totals, commands=add, read=lambda machine: [machine.totals])
         self.assertEqual(simulate(whole, seeds=self.SEEDS).failures, [])
+
+    def test_what_waits_in_a_process_that_dies_is_cut_off_in_silence(self) -> None:
+        told: list[Any] = []
+        self.patch(sys, "unraisablehook", told.append)
+        simulate(Application(WaitingTotals, commands=add), seeds=range(1, 4))
+        self.assertEqual(told, [])
+
+    def test_what_is_raised_where_nobody_can_catch_it_is_a_crash(self) -> None:
+        outcome = self.failure(DyingTotals).outcome
+        assert outcome is not None
+        self.assertEqual((outcome.verdict, outcome.invariant), ("crash", "unhandled"))
+        self.assertIn("ZeroDivisionError: in the end", outcome.details)
 
     def test_a_machine_that_proposes_is_caught(self) -> None:
         """J-40."""

@@ -353,11 +353,15 @@ class FileLogStore:
         _detach(Deferred.fromCoroutine(self._close_all()).addBoth(self._report_closed))
 
     async def _close_all(self) -> None:
+        failure: Exception | None = None
         try:
             await self._executor.run(self._writer.close, self._failure is None)
-        finally:
-            if self._owned is not None:
-                await self._owned.stop()
+        except Exception as error:  # whatever it is, the thread must end, too
+            failure = error
+        if self._owned is not None:
+            await self._owned.stop()
+        if failure is not None:
+            raise failure
 
     def _report_closed(self, result: Failure | None) -> None:
         self._closed = True

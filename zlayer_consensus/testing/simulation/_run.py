@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import importlib
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -106,6 +108,7 @@ def run_plan(
     # What is older than the run is not looked at when its remains are collected.
     gc.freeze()
     leftovers: list[str] = []
+    hook, sys.unraisablehook = sys.unraisablehook, functools.partial(_unraisable, leftovers)
     try:
         outcome = _run(plan, application or Application(), trace, trace_disk)
         # Other observers must not see what a simulated node logs: trial's would fail the test that runs the
@@ -116,6 +119,7 @@ def run_plan(
         gc.collect()
     finally:
         globalLogPublisher._observers = before
+        sys.unraisablehook = hook
         gc.unfreeze()
         if enabled:
             gc.enable()
@@ -123,6 +127,15 @@ def run_plan(
         text = "a failure was found that nobody waited for, when all was over"
         return attrs.evolve(outcome, verdict="crash", invariant="unhandled", text=text, details="\n".join(leftovers))
     return outcome
+
+
+def _unraisable(found: list[str], unraisable: sys.UnraisableHookArgs) -> None:
+    """Keep what was raised where nobody could catch it: a defect, like a failure that nobody waited for."""
+    error = unraisable.exc_value
+    # A coroutine that would wait once more when it is cut off: its process is dead, and nothing of that goes on.
+    if error is None or (isinstance(error, RuntimeError) and str(error) == "coroutine ignored GeneratorExit"):
+        return
+    found.append(f"in {unraisable.object!r}:\n{''.join(traceback.format_exception(error))}")
 
 
 def load_application(name: str) -> Application:
