@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from zlayer_consensus.errors import DomainError, OutOfSpace, StorageFull, TransferInProgress
+from zlayer_consensus.errors import DomainError, NotLeader, OutOfSpace, StorageFull, TransferInProgress
 from zlayer_consensus.kv import Delete, Put, encode
 from zlayer_consensus.kv._commands import PUT
 from zlayer_consensus.node import ConsensusNode
@@ -102,6 +102,10 @@ class FullDiskTests(SynchronousTestCase):
         self.assertEqual((False, True), (m.stopped, leader.metrics().replication[full.node_id].full))
         self.assertLess(m.applied, leader.metrics().applied)
         self.assertLess(m.free_bytes or 0, 100_000)
+        asked = c.clock.seconds()
+        self.assertEqual(leader.node_id, c.error(full.read_state(len), NotLeader).leader_id)
+        self.assertLess(c.clock.seconds() - asked, 1.0)
+        self.assertEqual(0, c.result(full.read_state(lambda machine: len(machine.state), linearizable=False)))
         c.disks[full.node_id].capacity = None
         c.settle()
         self.assertFalse(full.metrics().full)
@@ -129,6 +133,29 @@ class FullDiskTests(SynchronousTestCase):
         self.assertEqual(21, c.result(c.leader().propose(["set", "again", "v"])))
         c.settle()
         self.assertEqual(1, len({repr(sorted(state)) for state in c.states()}))
+
+    def test_one_that_was_full_before_the_others_gets_what_they_took(self) -> None:
+        """S-10: they keep some of the log, as it has no room for a snapshot."""
+        c = DiskCluster(self, **self.settings | {"snapshot_logs_since_last": 1000, "max_in_snapshot_log_to_keep": 50})
+        c.begin(1, 2, 3)
+        c.run(1.0)
+        for number in range(200):
+            c.result(c.leader().propose(c.put(number)))
+        for node in c.nodes.values():
+            c.result(node.trigger("snapshot"))
+        first, *others = sorted(c.nodes)
+        c.limit(first, room=50_000)
+        c.until(lambda: c.nodes[first].metrics().full)
+        for number in range(200, 230):
+            c.result(c.leader(set(others)).propose(c.put(number)))
+        self.assertLess(c.nodes[first].metrics().applied, 210)
+        for node_id in others:
+            c.result(c.nodes[node_id].trigger("snapshot"))
+        c.limit(*others, room=-200_000)  # that much is freed with the older snapshot
+        c.until(lambda: all(c.nodes[i].metrics().full for i in others))
+        c.until(lambda: c.nodes[first].metrics().applied >= 230, 30.0)
+        self.assertTrue(c.nodes[first].metrics().full)
+        self.assertEqual(230, c.result(c.nodes[first].read_state(lambda machine: len(machine.state))))
 
     def test_a_majority_that_is_full_closes_the_cluster_and_a_third_disk_does_not_matter(self) -> None:
         c = self.cluster

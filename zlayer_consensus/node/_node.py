@@ -289,7 +289,8 @@ class ConsensusNode(NodeAdministration, NodeViews, Service):
             is installed, an application that provides :class:`~zlayer_consensus.storage.IReplaceableState` has no
             state, and every read waits for the new one.)
         :param forward: with False, only the leader reads.
-        :raises NotLeader: without forwarding, if this node does not lead or stops leading.
+        :raises NotLeader: without forwarding, if this node does not lead or stops leading; also if it lacks entries
+            because its disk is full.
         :raises DeadlineExceeded: it was not read in time; with ``Overloaded`` and ``NodeStopped`` it was not read, too.
         """
         if not linearizable:

@@ -82,15 +82,24 @@ class Reads:
         token: Deferred[int] = Deferred()
         if batch:
             self._waiting[token] = batch
-            _ = token.addCallback(self._rt.applier.when_applied)
-            _ = token.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+            _ = token.addCallback(self._await, token)
+            _ = token.addErrback(self._failed, token)
         self._refuse(local, self._rt.not_leader())
         return self._rt.core.read(token, now) if batch else None
 
+    def _await(self, index: int, token: Deferred[int]) -> None:
+        """The read index is known: wait until it is applied."""
+        rt = self._rt
+        if rt.space.full and rt.core.last.index < index and token in self._waiting:
+            # It takes no entries, so this may last until somebody makes room (S-10).
+            self._refuse(self._waiting.pop(token), rt.not_leader())
+            return
+        waiting = rt.applier.when_applied(index)
+        _ = waiting.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+
     def _ready(self, index: int, token: Deferred[int]) -> None:
         if self._rt.applier.replacing and token in self._waiting:
-            waiting = self._rt.applier.when_applied(index)
-            _ = waiting.addCallbacks(self._ready, self._failed, callbackArgs=(token,), errbackArgs=(token,))
+            self._await(index, token)
             return
         batch = self._waiting.pop(token, None)
         if batch is not None:

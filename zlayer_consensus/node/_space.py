@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from twisted.internet.interfaces import IDelayedCall
@@ -21,15 +22,19 @@ _SNAPSHOT_FROM, _SNAPSHOT_TO = 2.0, 30.0
 _HYSTERESIS = 1.25
 _SHARE = 8
 """The part of ``low_space_bytes`` whose coming into the log is reason to look."""
+_KEPT_SHARE = 2
+"""The part of ``low_space_bytes`` that the newest entries take which are kept in the log, snapshot or not."""
 
 
 class Space:
     """Looks at the disk once a second.
 
     Space is short when the log has none for its next segment; or, earlier, when less is free than ``low_space_bytes``
-    and another snapshot would take. Then the snapshots but the newest go, and the log is purged up to that one. If
-    that does not help, the disk is *full*: the core is told, and a new snapshot is taken whenever something was applied
-    since the last. That is how what was deleted leads to space. When there is enough, all goes on by itself.
+    and another snapshot would take. Then the snapshots but the newest go, and the log is purged up to that one, but
+    for its newest entries: a member whose disk was full a moment earlier lacks them, and has no room for a snapshot
+    instead. If that does not help, the disk is *full*: the core is told, and a new snapshot is taken whenever
+    something was applied since the last. That is how what was deleted leads to space. When there is enough, all goes
+    on by itself.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -42,6 +47,8 @@ class Space:
         self._reclaimed = False
         """Whether what could be freed without more ado is."""
         self._looked_at = 0
+        self._marks: deque[tuple[int, int]] = deque()
+        """Index and bytes of what was applied since the start; the first is where the newest entries begin."""
         self._stopped = False
         self._snapshot_at = 0.0
         self._pause = _SNAPSHOT_FROM
@@ -59,7 +66,13 @@ class Space:
 
     def applied(self) -> None:
         """Something was applied. If that was much, do not wait for the next second."""
-        if self._rt.applier.bytes_applied - self._looked_at >= self._rt.config.low_space_bytes // _SHARE:
+        applier, low = self._rt.applier, self._rt.config.low_space_bytes
+        marks, size = self._marks, applier.bytes_applied
+        if not marks or size - marks[-1][1] > low // (_SHARE * _KEPT_SHARE):
+            marks.append((applier.applied, size))
+        while len(marks) > 1 and size - marks[1][1] >= low // _KEPT_SHARE:
+            marks.popleft()
+        if size - self._looked_at >= low // _SHARE:
             self.look()
 
     def store_changed(self) -> None:
@@ -107,7 +120,8 @@ class Space:
         self._reclaimed = self._looking = True
         newest = rt.store.newest()
         if newest is not None:
-            rt.driver.input(rt.core.purge, newest.point.last.index)
+            upto = newest.point.last.index
+            rt.driver.input(rt.core.purge, min(upto, self._marks[0][0]) if self._marks else upto)
 
         def reclaimed(_: None) -> None:
             self._looking = False
