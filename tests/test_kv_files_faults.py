@@ -8,6 +8,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import Clock
@@ -49,6 +50,7 @@ from zlayer_consensus.kv._commands import RECORD_HEAD
 from zlayer_consensus.kv._value_files import MAGIC
 from zlayer_consensus.storage import StateFile
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing._simfs import _SimulatedFile
 
 HEADER = struct.calcsize("<IIIQ")
 
@@ -292,6 +294,84 @@ class PrepareTests(Case):
         self.assertEqual(self.machine._fetched, {})
 
 
+class FullDiskTests(Case):
+    """S-10: what there is no space for waits in memory, and is written when there is; nothing else happens."""
+
+    def let_wait(self, room: int) -> None:
+        self.files.capacity = self.files.used() + room
+        self.settle()
+
+    def wait_a_second(self) -> None:
+        self.clock.advance(1.0)
+        self.settle()
+
+    def values(self, machine: FileKeyValueMachine) -> dict[bytes, bytes]:
+        return {kv.key: kv.value for kv in self.settled(machine.range()).kvs}
+
+    def test_values_wait_for_space(self) -> None:
+        for room in range(0, 2100, 37):
+            self.setUp()
+            self.machine = self.begin(file_bytes=900)
+            expected = {b"k%d" % number: b"%d" % number * 200 for number in range(10)}
+            commands = [Put(key, value) for key, value in expected.items()]
+            self.apply(*commands[:5])
+            pieces = self.machine.snapshot()
+            sealed = self.machine.sealed()
+            stream = list(pieces)
+            self.apply(*commands[5:])
+            self.let_wait(room)
+            self.assertTrue(self.machine.full)
+            self.assertNoResult(self.machine.failed())
+            self.assertIsNone(self.machine.room())
+            self.assertEqual(expected, self.values(self.machine))
+            for _ in range(3):
+                self.wait_a_second()
+                self.assertTrue(self.machine.full)
+            self.files.capacity = None
+            self.wait_a_second()
+            self.assertFalse(self.machine.full)
+            self.assertEqual({}, self.machine._storage.writes.waiting)
+            self.assertEqual(0, self.machine._storage.writes.bytes)
+            self.assertEqual(expected, self.values(self.machine))
+            kept = link(self.files, self.successResultOf(sealed))
+            other = opened(self.files, directory="/other")
+            restore(other, stream, kept)
+            self.assertEqual({key: expected[key] for key in list(expected)[:5]}, self.values(other))
+
+    def test_memory_stays_bounded(self) -> None:
+        """When the buffer is full, the next command waits."""
+        self.machine = self.begin(buffer_bytes=1000)
+        self.let_wait(0)
+        self.apply(Put(b"a", bytes(2000)))
+        self.settle()
+        waiting = self.machine.prepare(encode(Put(b"b", b"")))
+        assert waiting is not None
+        self.wait_a_second()
+        self.assertNoResult(waiting)
+        self.files.capacity = None
+        self.wait_a_second()
+        self.successResultOf(waiting)
+
+    def test_it_is_closed_meanwhile(self) -> None:
+        self.let_wait(0)
+        self.apply(Put(b"a", b"1"))
+        self.settle()
+        self.assertTrue(self.machine.full)
+        self.settled(self.machine.close())
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+    def test_a_failure_meanwhile(self) -> None:
+        """S-12."""
+        self.let_wait(0)
+        self.apply(Put(b"a", b"1"))
+        self.settle()
+        self.files.capacity = None
+        self.files.fail("write")
+        self.wait_a_second()
+        self.assertIsInstance(self.successResultOf(self.machine.failed()), StorageFailed)
+        self.assertEqual([], self.clock.getDelayedCalls())
+
+
 class FailureTests(Case):
     """A write, sync or read that fails is the end: said once, to all who ask, and nothing is tried again."""
 
@@ -325,16 +405,20 @@ class FailureTests(Case):
             self.assertIsInstance(self.successResultOf(early), StorageFailed)
             self.assert_failed(StorageFailed)
 
-    def test_full_disk(self) -> None:
-        """S-10."""
-        self.files.capacity = self.files.used() + 100
-        self.apply(Put(b"a", bytes(200)))
+    def test_a_full_disk_at_a_sync_is_a_failure(self) -> None:
+        """S-12: some file systems find only then that there is no space; what is there is unknown after that."""
+        self.apply(Put(b"a", b"1"))
         self.settle()
-        self.assert_failed(StorageFull)
-        # What was not written is known all the same.
-        found = self.successResultOf(self.machine.get(b"a"))
-        assert found is not None
-        self.assertEqual(found.value, bytes(200))
+
+        def sync(_self: Any) -> None:
+            raise StorageFull("sync", "x", "No space left on device")
+
+        self.machine.snapshot()
+        sealed = self.machine.sealed()
+        with patch.object(_SimulatedFile, "sync", sync):
+            self.settle()
+        self.assertNotIsInstance(self.failureResultOf(sealed, StorageFailed).value, StorageFull)
+        self.assert_failed(StorageFailed)
 
     def test_who_waits_for_room_is_told(self) -> None:
         self.machine = self.begin(buffer_bytes=1)

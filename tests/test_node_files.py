@@ -13,7 +13,7 @@ from zope.interface import implementer
 
 from tests.kv_files_kit import ManualExecutor, make_machine
 from tests.node_cluster import NodeCluster
-from zlayer_consensus.errors import ConfigError, NodeStopped, StorageCorrupt, StorageFailed, StorageFull
+from zlayer_consensus.errors import ConfigError, NodeStopped, OutOfSpace, StorageCorrupt, StorageFailed, StorageFull
 from zlayer_consensus.kv import (
     TO_THE_END,
     Compare,
@@ -476,12 +476,30 @@ class FailingTests(FilesCase):
             self.cluster.outcome(waiting)
 
     def test_full_disk(self) -> None:
-        """S-10: it is a full disk, and said to be one."""
+        """S-10: it is a full disk, and said to be one; what it took is there, and it goes on when there is space."""
         lead = self.begin(1)
         self.disks[1].capacity = self.disks[1].used() + 1000
-        waiting = lead.propose_many([encode(Put(b"x%d" % n, bytes(2000))) for n in range(10)])
-        self.assertEqual(self.stopped_by(lead, StorageFull).code, "storage_full")
-        self.cluster.outcome(waiting)
+        done = self.cluster.result(lead.propose_many([encode(Put(b"x%d" % n, bytes(2000))) for n in range(5)]))
+        self.assertEqual(5, len(done))
+        self.cluster.run(3.0)
+        self.assertTrue(lead.metrics().full)
+        self.cluster.error(lead.propose(encode(Put(b"y", b""))), OutOfSpace)
+        read = lead.read_state(lambda machine: [machine.get(b"x4")])
+        self.assertEqual(bytes(2000), self.cluster.result(self.cluster.result(read)[0]).value)
+        self.disks[1].capacity = None
+        self.cluster.until(lambda: not lead.metrics().full)
+        self.put(lead, 1)
+        self.cluster.result(lead.trigger("snapshot"))
+
+    def test_a_stop_on_a_full_disk(self) -> None:
+        """S-10: a snapshot that waits for the values does not hold it up."""
+        lead = self.begin(1)
+        self.disks[1].capacity = self.disks[1].used() + 1000
+        self.cluster.result(lead.propose(encode(Put(b"x", bytes(2000)))))
+        snapshot = lead.trigger("snapshot")
+        self.cluster.run(3.0)
+        self.cluster.result(lead.shutdown())
+        self.cluster.error(snapshot, NodeStopped)
 
     def test_damaged_value(self) -> None:
         """J-27: who reads it gets the error, and the node stops: it cannot know what else is damaged."""

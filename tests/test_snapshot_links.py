@@ -50,6 +50,7 @@ class Filed:
     """As much of a machine as a store sees of it."""
 
     directory = LIVE
+    full = False
 
     def __init__(self, files: SimulatedFileSystem) -> None:
         self.files = files

@@ -63,15 +63,16 @@ class FileKeyValueMachine(MachineBase):
     Deferred, put it into a tuple or list there.
 
     A key takes some hundred bytes of memory beside its own. What was written and is not yet on the disk is in memory,
-    too, up to ``buffer_bytes``; when that is full, nothing is applied until there is room. A value is verified when it
-    is read. If it is damaged, or the disk fails or is full, the machine has failed, and its node stops.
+    too, up to ``buffer_bytes``; when that is full, nothing is applied until there is room. So it is while the disk is
+    full. A value is verified when it is read. If it is damaged, or the disk fails, the machine has failed, and its node
+    stops.
 
     :param directory: for the files, of its own: what else is in it is refused. It must be in the same file system as
         the snapshots, which must have hard links; its parent must exist.
     :param reactor: for two threads and the clock, unless executors and clock are given.
     :param executor: runs what writes, and what reads for compaction; it must keep the order, and stays the caller's.
     :param read_executor: runs reads that somebody waits for; stays the caller's.
-    :param clock: paces compaction; provides ``IReactorTime``.
+    :param clock: paces compaction, and what is tried again; provides ``IReactorTime``.
     :param file_system: the real one, unless a test has another.
     :param history_changes: changes of which the history is kept, for reads at a past revision.
     :param history_bytes: bytes that this history may take; they count as if the values were in memory.
@@ -107,13 +108,14 @@ class FileKeyValueMachine(MachineBase):
             raise ConfigError("reactor", None, "is needed unless both executors and the clock are given")
         self._own: list[IExecutor] = []
         self.directory = os.fspath(directory).rstrip("/") or "/"
+        self._clock = reactor if clock is None else clock
         self._storage = ValueStorage(
             file_system or RealFileSystem(),
             self.directory,
             executor or self._thread(reactor, "values"),
             read_executor or self._thread(reactor, "value reads"),
+            self._clock,
         )
-        self._clock = reactor if clock is None else clock
         self._history = (history_changes, history_bytes)
         self._file_bytes = file_bytes
         self._buffer_bytes = buffer_bytes
@@ -291,6 +293,11 @@ class FileKeyValueMachine(MachineBase):
     def open(self) -> Deferred[None]:
         """See :meth:`IStateMachineFiles.open`."""
         return self._storage.open()
+
+    @property
+    def full(self) -> bool:
+        """See :attr:`IStateMachineFiles.full`."""
+        return self._storage.writes.full
 
     def failed(self) -> Deferred[ConsensusError]:
         """See :meth:`IStateMachineFiles.failed`."""

@@ -13,15 +13,17 @@ import posixpath
 import re
 import struct
 import zlib
+from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from ..errors import StorageCorrupt, StorageError
+from ..errors import StorageCorrupt, StorageError, StorageFailed, StorageFull
 from ..storage import IFile, IFileSystem, StateFile
 
 __all__ = [
     "MAGIC",
     "Append",
+    "Done",
     "FileWriter",
     "Job",
     "Place",
@@ -91,36 +93,62 @@ class Remove(NamedTuple):
 Job = Append | Seal | Remove
 
 
+class Done(NamedTuple):
+    """What was done of some jobs.
+
+    :param sealed: the files that were sealed, in order.
+    :param left: why some could not be removed.
+    :param full: why some of the jobs have to wait for space; None: all were done.
+    """
+
+    sealed: list[StateFile]
+    left: list[StorageError]
+    full: StorageFull | None
+
+
 class FileWriter:
     """Appends to files, seals and removes them. Files that are being written to stay open."""
 
     def __init__(self, files: IFileSystem) -> None:
         self._files = files
         self._open: dict[int, _Open] = {}
+        self._todo: deque[Job] = deque()
 
-    def run(self, jobs: Iterable[Job]) -> tuple[list[StateFile], list[StorageError]]:
-        """Do these jobs; return the files that were sealed, in order, and why some could not be removed.
+    def run(self, jobs: Iterable[Job]) -> Done:
+        """Do what an earlier call had to leave for want of space, and these jobs.
 
-        :raises StorageFull: if there is no space.
         :raises StorageFailed: if the disk failed.
         """
-        sealed: list[StateFile] = []
-        left: list[StorageError] = []
-        for job in jobs:
-            if isinstance(job, Append):
-                self._append(job)
-            elif isinstance(job, Seal):
-                sealed.append(self._open.pop(job.number).seal())
-            else:
-                try:
-                    self._remove(job)
-                except StorageError as error:
-                    left.append(error)
-        for each in self._open.values():
-            each.flush()
-        return sealed, left
+        self._todo.extend(jobs)
+        done = Done([], [], None)
+        try:
+            while self._todo:
+                self._do(self._todo[0], done)
+            for each in self._open.values():
+                each.flush()
+        except StorageFull as error:
+            # Nothing was synced: what is there in part is written again, at the same place (S-10).
+            return done._replace(full=error)
+        return done
 
-    def _append(self, job: Append) -> None:
+    def _do(self, job: Job, done: Done) -> None:
+        """Do one job. If there is no space, it stays the first, or what it appends waits in the open file."""
+        if isinstance(job, Append):
+            file = self._append(job)
+            self._todo.popleft()
+            file.flush(_WRITE_BYTES)
+            return
+        if isinstance(job, Seal):
+            done.sealed.append(self._open[job.number].seal())
+            del self._open[job.number]
+        else:
+            try:
+                self._remove(job)
+            except StorageError as error:
+                done.left.append(error)
+        self._todo.popleft()
+
+    def _append(self, job: Append) -> _Open:
         found = self._open.get(job.number)
         if found is None:
             found = self._open[job.number] = _Open(self._files.create(job.path))
@@ -128,6 +156,7 @@ class FileWriter:
         checked = _CHECKED.pack(len(job.key), len(job.value), job.revision)
         crc = _checksum(checked, job.key, job.value)
         found.add(_HEADER.pack(crc, len(job.key), len(job.value), job.revision), job.key, job.value)
+        return found
 
     def _remove(self, job: Remove) -> None:
         found = self._open.pop(job.number, None)
@@ -156,12 +185,11 @@ class _Open:
     def add(self, *pieces: bytes) -> None:
         self._pieces += pieces
         self.end += sum(map(len, pieces))
-        if self.end - self._written >= _WRITE_BYTES:
-            self.flush()
 
-    def flush(self) -> None:
-        data = b"".join(self._pieces)
-        if data:
+    def flush(self, least: int = 1) -> None:
+        """Write what waits, if it is at least so much; if there is no space, it waits on."""
+        if self.end - self._written >= least:
+            data = b"".join(self._pieces)
             self.file.write(self._written, data)
             self._sha.update(data)
             self._written += len(data)
@@ -169,7 +197,11 @@ class _Open:
 
     def seal(self) -> StateFile:
         self.flush()
-        self.file.sync()
+        try:
+            self.file.sync()
+        except StorageFull as error:
+            # Not as a full disk: after a sync that failed, nobody knows what is there (S-12).
+            raise StorageFailed(error.operation, error.path, error.cause) from error
         self.file.close()
         return StateFile(self.file.path, self._written, self._sha.digest())
 

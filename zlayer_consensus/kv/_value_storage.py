@@ -36,16 +36,19 @@ class ValueStorage:
 
     :param executor: runs what writes, and what reads at leisure.
     :param read_executor: runs reads that somebody waits for.
+    :param clock: provides ``IReactorTime``.
     """
 
-    def __init__(self, files: IFileSystem, directory: str, executor: IExecutor, read_executor: IExecutor) -> None:
+    def __init__(
+        self, files: IFileSystem, directory: str, executor: IExecutor, read_executor: IExecutor, clock: Any
+    ) -> None:
         self.directory = directory
         self.failure: ConsensusError | None = None
         self._files = files
         self._executor = executor
         self._read_executor = read_executor
         self._writer = FileWriter(files)
-        self.writes = WriteBehind(executor, self._writer, self.fail)
+        self.writes = WriteBehind(executor, self._writer, clock, self.fail)
         self._numbers = itertools.count(1)
         self._waiters: list[Deferred[ConsensusError]] = []
         self._closed = False

@@ -93,6 +93,11 @@ class Applier:
         return LogId(self._term, self.applied)
 
     @property
+    def files_full(self) -> bool:
+        """Whether files of the machine wait for space."""
+        return self._files is not None and self._files.full
+
+    @property
     def entries_since_snapshot(self) -> int:
         """Entries applied since a snapshot was last begun."""
         return self.applied - self._counted_from

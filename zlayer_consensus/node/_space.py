@@ -29,12 +29,12 @@ _KEPT_SHARE = 2
 class Space:
     """Looks at the disk once a second.
 
-    Space is short when the log has none for its next segment; or, earlier, when less is free than ``low_space_bytes``
-    and another snapshot would take. Then the snapshots but the newest go, and the log is purged up to that one, but
-    for its newest entries: a member whose disk was full a moment earlier lacks them, and has no room for a snapshot
-    instead. If that does not help, the disk is *full*: the core is told, and a new snapshot is taken whenever
-    something was applied since the last. That is how what was deleted leads to space. When there is enough, all goes
-    on by itself.
+    Space is short when the log has none for its next segment, or the application's files lack some; or, earlier, when
+    less is free than ``low_space_bytes`` and another snapshot would take. Then the snapshots but the newest go, and
+    the log is purged up to that one, but for its newest entries: a member whose disk was full a moment earlier lacks
+    them, and has no room for a snapshot instead. If that does not help, the disk is *full*: the core is told, and a
+    new snapshot is taken whenever something was applied since the last. That is how what was deleted leads to space.
+    When there is enough, all goes on by itself.
     """
 
     def __init__(self, runtime: Runtime) -> None:
@@ -98,7 +98,7 @@ class Space:
         if self._stopped:
             return
         self.free = free
-        short = self._rt.log_store.full
+        short = self._rt.log_store.full or self._rt.applier.files_full
         if short and not self._reclaimed:
             self._reclaim()
             return

@@ -251,6 +251,11 @@ class IStateMachineFiles(IStateMachine):
         "opened, whether files can be linked; what it makes for that has a name that ends in ``.tmp``."
     )
 
+    full: bool = Attribute(
+        "Whether something waits because there is no space for it (S-10). The node asks once a second, and takes its "
+        "disk for full then."
+    )
+
     def open() -> Deferred[None]:
         """Begin, in the initial state: make the directory, and remove the files that an earlier process has left.
 

@@ -64,6 +64,16 @@ class ForwardsFiles:
     def directory(self, value: str) -> None:
         raise AttributeError("directory")
 
+    @property
+    def full(self) -> bool:
+        """See :attr:`~zlayer_consensus.storage.IStateMachineFiles.full`."""
+        found: bool = self.inner.full
+        return found
+
+    @full.setter
+    def full(self, value: bool) -> None:
+        raise AttributeError("full")
+
     def open(self) -> Deferred[None]:
         """See :meth:`~zlayer_consensus.storage.IStateMachineFiles.open`."""
         waiting: Deferred[None] = self.inner.open()
