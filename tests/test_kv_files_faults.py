@@ -682,8 +682,9 @@ class FileLifeTests(Case):
     def test_what_is_not_ours_stays(self) -> None:
         self.files.create(f"{VALUES}/photo.jpg").close()
         machine = make_machine(self.files)
-        error = self.failureResultOf(machine.open(), StorageCorrupt).value
-        self.assertEqual(error.path, f"{VALUES}/photo.jpg")
+        error = self.failureResultOf(machine.open(), ConfigError).value
+        self.assertEqual((error.field, error.value), ("directory", VALUES))
+        self.assertIn("move 'photo.jpg' elsewhere", error.rule)
         self.assertEqual(len(self.names()), 3)
 
     def test_restored_state_replaces_the_files(self) -> None:

@@ -461,6 +461,140 @@ class LinkCrashTests(LinkCase):
         self.fail("it never fitted")
 
 
+class TakenAgainTests(LinkCase):
+    """The newest snapshot with other files in the place of those that the machine has got rid of."""
+
+    def setUp(self) -> None:
+        self.files = SimulatedFileSystem()
+        self.store_ = self.opened(self.files)
+        self.save_files(self.store_, 1, OLD, "second")
+        self.save_files(self.store_, 5, OLD, "first", "second")
+
+    def again(self) -> Manifest:
+        return self.save_files(self.store_, 5, NEW, "second")
+
+    def published(self) -> list[str]:
+        return self.files.list(ROOT)
+
+    def test_it_counts(self) -> None:
+        """At once, and after a restart; the files of the former take go with it, the other snapshots stay."""
+        manifest = self.again()
+        self.assertEqual((manifest.files, self.store_.newest()), (1, manifest))
+        self.assertEqual(self.published(), ["1-2", "5-2+1", "LOCK"])
+        reader = self.store_.reader()
+        self.assertEqual([file.path for file in reader.files], [f"{ROOT}/5-2+1/3"])
+        self.assertEqual(self.load(reader), NEW)
+        self.done(self.store_.close())
+        self.store_ = self.opened(self.files)
+        self.assertEqual(self.store_.newest(), manifest)
+        self.assertEqual(self.load(self.store_.reader()), NEW)
+
+    def test_again_and_again(self) -> None:
+        self.again()
+        manifest = self.save_files(self.store_, 5, OLD, "second")
+        self.assertEqual((self.published(), self.store_.newest()), (["1-2", "5-2+2", "LOCK"], manifest))
+        self.save_files(self.store_, 6, NEW, "second")
+        self.assertEqual(self.published(), ["5-2+2", "6-2", "LOCK"])
+        self.save_files(self.store_, 7, NEW, "second")
+        self.assertEqual(self.published(), ["6-2", "7-2", "LOCK"])
+
+    def test_one_that_is_alike_is_none(self) -> None:
+        manifest = self.save_files(self.store_, 5, OLD, "first", "second")
+        self.assertEqual((self.published(), self.store_.newest()), (["1-2", "5-2", "LOCK"], manifest))
+
+    def test_who_reads_the_former_take_may_go_on(self) -> None:
+        reader = self.store_.reader()
+        self.again()
+        self.assertEqual(self.published(), ["1-2", "5-2", "5-2+1", "LOCK"])
+        self.assertEqual(self.read_files(self.files, reader), [FIRST, SECOND])
+        later = self.store_.reader()
+        self.assertEqual(self.load(reader), OLD)
+        self.assertEqual(self.load(later), NEW)
+        self.assertEqual(self.published(), ["1-2", "5-2+1", "LOCK"])
+
+    def test_former_take_that_was_left_is_removed_by_the_next_start(self) -> None:
+        self.store_.reader()
+        self.again()
+        found, leftovers = list_snapshots(self.files, "/data")
+        self.assertEqual([each.path for each in found], [f"{ROOT}/1-2", f"{ROOT}/5-2+1"])
+        self.assertEqual(leftovers, [f"{ROOT}/5-2"])
+        self.files = self.files.crash("all")
+        self.opened(self.files)
+        self.assertEqual(self.published(), ["1-2", "5-2+1", "LOCK"])
+
+    def test_scrub_in_the_midst(self) -> None:
+        """It goes on with the take that counts, and misses nothing."""
+        for steps in range(12):
+            self.files = SimulatedFileSystem()
+            self.store_ = self.opened(self.files)
+            self.save_files(self.store_, 5, OLD, "first", "second")
+            for _ in range(steps):
+                self.done(self.store_.scrub(200))
+            manifest = self.again()
+            while not self.done(self.store_.scrub(200)).done:
+                pass
+            size, done = 0, False
+            while not done:
+                step = self.done(self.store_.scrub(200))
+                size, done = size + step.size, step.done
+            self.assertEqual(size, manifest.size)
+
+    def test_damage_of_the_take_that_counts(self) -> None:
+        self.again()
+        self.files.corrupt(f"{ROOT}/5-2+1/1", 100, b"?")
+        error = self.failureResultOf(self.store_.reader().read(1, 0, 9), StorageCorrupt).value
+        self.assertEqual(error.path, f"{ROOT}/5-2+1/1")
+
+    def test_that_it_came_from_a_leader_is_kept(self) -> None:
+        """S-17: the log may still end before it."""
+        target_files = SimulatedFileSystem()
+        target = self.opened(target_files)
+        newest = self.store_.newest()
+        assert newest is not None
+        receiver = target.receiver(newest)
+        for part, data in enumerate(self.raw(self.store_)):
+            self.done(receiver.write(part, 0, data))
+        self.done(receiver.publish())
+        self.files, self.store_ = target_files, target
+        self.assertTrue(self.again().installed)
+
+    def test_power_failure_at_every_operation(self) -> None:
+        """S-15, J-82: one take or the other, with its files."""
+        for nth in range(1, 1000):
+            self.setUp()
+            ended = self.run_until(nth)
+            keeps: list[Any] = ["none", "all", "prefix", *(random.Random(seed) for seed in range(4))]
+            for crashed in [*map(self.files.crash, keeps), self.files.crash(process_only=True)]:
+                store = self.opened(crashed)
+                reader = store.reader()
+                found = self.read_files(crashed, reader), self.load(reader)
+                self.assertIn(found, [([SECOND], NEW)] + ([] if ended else [([FIRST, SECOND], OLD)]))
+                self.assertEqual((len(crashed.list(ROOT)), crashed.list(ROOT)[0]), (3, "1-2"))
+                self.done(store.close())
+            if ended:
+                self.assertGreater(nth, 20)
+                return
+        self.fail("the work never ended")
+
+    def run_until(self, nth: int) -> bool:
+        count = 0
+
+        def before(operation: str, path: str) -> None:
+            nonlocal count
+            count += 1
+            if count >= nth:
+                raise PowerFailure
+
+        self.files.before = before
+        try:
+            self.again()
+        except PowerFailure:
+            return False
+        finally:
+            self.files.before = None
+        return True
+
+
 class ManifestWithFilesTests(SynchronousTestCase):
     def manifest(self, files: int = 2) -> Manifest:
         return Manifest(point(5), ((400, b"d" * 32), (8, b"e" * 32), (1, b"f" * 32)), True, files)

@@ -24,8 +24,6 @@ _SLICE_RECORDS: Final = 256
 """Most records that are moved without a pause, which takes a millisecond or two."""
 _BACKLOG_SECONDS: Final = 30.0
 """The rate rises so far that what there is to do would take so long, so that garbage cannot outgrow it."""
-_ROOM: Final = 2
-"""So many times a file must fit on the disk before it is rewritten: its space may come back with a snapshot only."""
 _MANY_SMALL: Final = 16
 _FEW_SMALL: Final = 8
 """When there are more small files than the former, they are merged until there are as few as the latter."""
@@ -86,7 +84,7 @@ class Compactor:
         while (file := self._choose()) is not None:
             file.pins += 1
             try:
-                if await self._log.storage.free() < _ROOM * file.size:
+                if await self._log.storage.free() < self._room(file):
                     break
                 await self._rewrite(file)
             finally:
@@ -95,6 +93,13 @@ class Compactor:
         self._rate = self._least
         if file is not None:
             self.consider()
+
+    def _room(self, file: ValueFile) -> int:
+        """Return how much must be free to rewrite a file: its space may come back with a snapshot only.
+
+        It is so little that a node whose disk is full, with not much left, still finds its way back.
+        """
+        return min(2 * file.size, file.live + self._log.file_bytes // 2)
 
     # What to do
 

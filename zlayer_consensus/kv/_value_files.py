@@ -17,7 +17,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from ..errors import StorageCorrupt, StorageError, StorageFailed, StorageFull
+from ..errors import ConfigError, StorageCorrupt, StorageError, StorageFailed, StorageFull
 from ..storage import IFile, IFileSystem, StateFile
 
 __all__ = [
@@ -294,13 +294,13 @@ def _length(path: str, data: bytes, at: int, offset: int, end: int) -> int:
 def begin_directory(files: IFileSystem, directory: str) -> None:
     """Make the directory, and empty it of what an earlier process has left.
 
-    :raises StorageCorrupt: if something else is in it.
+    :raises ConfigError: if something else is in it.
     """
     files.mkdir(directory)
     names = files.list(directory)
     for name in names:
         if not _NAME.fullmatch(name) and not name.endswith(".tmp"):
-            raise StorageCorrupt(posixpath.join(directory, name), 0, "this is no file of values; move it elsewhere")
+            raise ConfigError("directory", directory, f"is for files of values alone; move {name!r} elsewhere")
     for name in names:
         files.remove(posixpath.join(directory, name))
 

@@ -11,7 +11,7 @@ from twisted.python.failure import Failure
 
 from ..errors import ConsensusError, InvariantBroken, NodeStopped, StorageFull
 from ..raft import SnapshotPoint
-from ..storage.interfaces import ISnapshotWriter, IStateMachineFiles, StateFile
+from ..storage.interfaces import ISnapshotWriter, IStateMachineFiles, Manifest, StateFile
 from ._applier import REST_SECONDS, SLICE_SECONDS
 
 if TYPE_CHECKING:
@@ -55,9 +55,13 @@ class SnapshotBuilder:
         return self._task is not None
 
     def begin(self) -> None:
-        """Begin a snapshot, unless one is under way."""
+        """Begin a snapshot, unless one is under way.
+
+        If nothing was applied since the newest one, and the machine has files, the newest is taken again: it may hold
+        files that the machine has no use for any more. It stays as it is if that would not make it smaller.
+        """
         if self._task is None and not self._stopped:
-            self._begin()
+            self._begin(again=IStateMachineFiles.providedBy(self._rt.store.machine))
 
     async def request(self) -> None:
         """Take a snapshot now; ends once one is published that has at least what is applied now."""
@@ -78,10 +82,12 @@ class SnapshotBuilder:
         newest = self._rt.store.newest()
         return newest.point.last.index if newest is not None else 0
 
-    def _begin(self) -> None:
+    def _begin(self, again: bool = False) -> None:
         applier, core = self._rt.applier, self._rt.core
-        if applier.applied <= self._published():
+        if applier.applied < self._published() + (0 if again else 1):
             return
+        newest = self._rt.store.newest()
+        former = newest if newest is not None and newest.point.last.index == applier.applied else None
         point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
         applier.count_anew()
         # All is fixed here, in one step; it is read later, in slices.
@@ -92,28 +98,42 @@ class SnapshotBuilder:
         except Exception:
             self._ended(Failure())
             return
-        task = self._task = Deferred.fromCoroutine(self._build(point, pieces, files))
+        task = self._task = Deferred.fromCoroutine(self._build(point, pieces, files, former))
         _ = task.addBoth(self._ended)
 
-    async def _build(self, point: SnapshotPoint, pieces: _Joined, files: Deferred[Sequence[StateFile]]) -> None:
+    async def _build(
+        self,
+        point: SnapshotPoint,
+        pieces: _Joined,
+        files: Deferred[Sequence[StateFile]],
+        former: Manifest | None,
+    ) -> None:
+        """:param former: the newest snapshot, if it is of this point, and this one is to take its place."""
         rt = self._rt
         writer: ISnapshotWriter | None = None
         try:
+            sealed: Sequence[StateFile] | None = None
+            if former is not None:
+                sealed = await files
+                if not _is_smaller(sealed, former):
+                    return
             if self._aborting is not None:  # there is one writer at a time
                 await self._aborting
                 self._aborting = None
             writer = rt.store.writer(point)
             await self._drain(writer, pieces)
-            sealed = await files
+            if sealed is None:
+                sealed = await files
             await rt.durability.until(point.last.index)
-            if point.last.index <= self._published():
+            if point.last.index <= self._published() and rt.store.newest() is not former:
                 await writer.abort()  # one that was received from a leader is newer
                 return
             self._publishing = True
             await writer.publish(sealed)
             writer = None
             # Only now may the log be purged, and the files go that the snapshot has its own names for.
-            rt.driver.input(rt.core.snapshot_taken, point)
+            if former is None:
+                rt.driver.input(rt.core.snapshot_taken, point)
             rt.space.snapshot_taken()
         finally:
             _ = files.addErrback(lambda _: None)  # it may not have been waited for
@@ -173,6 +193,11 @@ def _sealed(machine: Any) -> Deferred[Sequence[StateFile]]:
         return succeed(())
     files: Deferred[Sequence[StateFile]] = machine.sealed()
     return files
+
+
+def _is_smaller(files: Sequence[StateFile], former: Manifest) -> bool:
+    """Say whether files take less than those of a snapshot."""
+    return sum(file.size for file in files) < former.size - former.stream_size
 
 
 class _Joined(Iterator[bytes]):

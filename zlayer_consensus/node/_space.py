@@ -150,7 +150,13 @@ class Space:
         rt = self._rt
         newest, now = rt.store.newest(), rt.clock.seconds()
         applied = newest.point.last.index if newest is not None else 0
-        if rt.applier.applied > applied and now >= self._snapshot_at and rt.config.snapshot_policy != "never":
+        # If nothing was applied since, it can still hold files that the machine has got rid of.
+        files = newest is not None and newest.files
+        if (
+            (rt.applier.applied > applied or files)
+            and now >= self._snapshot_at
+            and rt.config.snapshot_policy != "never"
+        ):
             self._snapshot_at = now + self._pause
             self._pause = min(2 * self._pause, _SNAPSHOT_TO)
             rt.builder.begin()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from zope.interface import implementer
@@ -13,8 +14,9 @@ from ..raft import LogId, SnapshotPoint
 from ._executor import IExecutor, ThreadExecutor
 from ._files import IFileSystem, RealFileSystem
 from ._machine import as_state_machine
-from ._snapshot_files import PartsReader, PartsReceiver, PartsWriter, SnapshotDirectory
+from ._snapshot_files import PartsReceiver, PartsWriter, SnapshotDirectory
 from ._snapshot_format import PART_BYTES
+from ._snapshot_parts import PartsReader
 from ._snapshot_received import Received
 from ._snapshot_scrub import Piece, SnapshotScrub
 from ._snapshot_store import SnapshotStore
@@ -116,8 +118,8 @@ class FileStateMachine(SnapshotStore):
     def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
         return self._directory.open(self._keep)
 
-    def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
-        return PartsWriter(self._directory, point.last, self._part_bytes)
+    def _writer_parts(self, point: SnapshotPoint, again: bool) -> WriterParts:
+        return PartsWriter(self._directory, point.last, self._part_bytes, again)
 
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
         return PartsReader(self._directory.files, self._directory.path_of(manifest.point.last), manifest)
@@ -131,8 +133,15 @@ class FileStateMachine(SnapshotStore):
     def _remove(self, position: LogId) -> None:
         self._directory.remove(position)
 
-    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
-        return self._scrubbing.step(position, known, max_bytes)
+    def _switch(self, position: LogId) -> str:
+        return self._directory.switch(position)
+
+    def _remove_former(self, path: str) -> None:
+        self._directory.remove_path(path)
+
+    def _scrub_piece(self, position: LogId, known: Manifest | None) -> Callable[[int], Piece]:
+        # Where it is now: when the step runs, there may be another take.
+        return partial(self._scrubbing.step, position, self._directory.path_of(position), known)
 
     def _release(self) -> None:
         self._directory.release()

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ..errors import StorageCorrupt, StorageError
 from ..raft import LogId
 from ._files import IFileSystem
-from ._snapshot_files import SnapshotDirectory, verify_part
+from ._snapshot_files import SnapshotDirectory
+from ._snapshot_parts import verify_part
 from .interfaces import Manifest
 
 __all__ = ["SnapshotFile", "list_snapshots", "verify_parts"]
@@ -44,13 +45,15 @@ def list_snapshots(files: IFileSystem, directory: str) -> tuple[list[SnapshotFil
     store = SnapshotDirectory(files, directory)
     names = files.list(store.root) if files.exists(store.root) else []
     found: list[SnapshotFile] = []
-    positions: list[LogId] = []
+    known: list[str] = []
     for name in names:
         try:
-            positions.extend(store.positions([name]))
+            store.positions([name])
         except StorageCorrupt as damage:
             found.append(SnapshotFile(posixpath.join(store.root, name), None, None, damage))
-    for position in sorted(positions, key=lambda position: (position.index, position.term)):
+        else:
+            known.append(name)
+    for position in store.positions(known):
         path = store.path_of(position)
         try:
             found.append(SnapshotFile(path, position, store.load(position)))
@@ -62,6 +65,7 @@ def list_snapshots(files: IFileSystem, directory: str) -> tuple[list[SnapshotFil
             if files.exists(path):
                 raise
     leftovers = [posixpath.join(store.root, name) for name in names if name.endswith(".tmp")]
+    leftovers += store.superseded(known)
     return found, leftovers
 
 

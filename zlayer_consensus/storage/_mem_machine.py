@@ -79,7 +79,7 @@ class MemStateMachine(SnapshotStore):
         positions = tuple(sorted(self._snapshots, key=lambda position: position.index))
         return (self._snapshots[positions[-1]].manifest if positions else None), positions, None
 
-    def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
+    def _writer_parts(self, point: SnapshotPoint, again: bool) -> WriterParts:
         return _Writer(self._snapshots)
 
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
@@ -94,8 +94,8 @@ class MemStateMachine(SnapshotStore):
     def _remove(self, position: LogId) -> None:
         del self._snapshots[position]
 
-    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
-        return Piece(last=True)  # there is nothing that could rot
+    def _scrub_piece(self, position: LogId, known: Manifest | None) -> Callable[[int], Piece]:
+        return lambda max_bytes: Piece(last=True)  # there is nothing that could rot
 
     def _release(self) -> None:
         """Nothing is held but memory."""

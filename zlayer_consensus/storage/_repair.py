@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..errors import InvariantBroken, StorageFailed, StorageFull
-from ..raft import NO_LOG, LogId
+from ..raft import NO_LOG
 from ._files import IFile, IFileSystem
 from ._identity import IDENTITY_NAME, write_identity
 from ._inspect_snapshots import SnapshotFile
@@ -230,9 +230,8 @@ class _Repair:
     # The snapshots
 
     def _remove_snapshot(self, each: SnapshotFile) -> None:
-        position: LogId | None = each.position
-        if position is not None:
-            self._snapshots.remove(position)
+        if each.position is not None:
+            self._snapshots.remove_path(each.path)
             return
         _discard(self._files, each.path)
         self._files.sync_dir(self._snapshots.root)

@@ -4,6 +4,9 @@
 ``.tmp``, and gets its own by a rename when every file and its names are durable: so what has that name is whole, and
 anything wrong with it is damage, not an unfinished write.
 
+A snapshot can be taken again: the state is the same, but the machine has got rid of files since, which this snapshot
+alone still holds. The second take is ``<index>-<term>+1``, the next ``+2``, and so on. The highest counts.
+
 Parts that are files of the state machine are second names of files that it has elsewhere: no byte of them is copied. So
 what has become of such a file has become of it in every snapshot that names it.
 """
@@ -15,6 +18,7 @@ import itertools
 import posixpath
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ..errors import ConfigError, StorageCorrupt, StorageFailed, StorageFull
 from ..raft import MAX_INDEX, MAX_TERM, LogId, SnapshotPoint
@@ -23,21 +27,20 @@ from ._snapshot_format import (
     MAX_FILE_BYTES,
     MAX_MANIFEST_FILE,
     MAX_PARTS,
-    FrameReader,
     ManifestDamage,
     seal_manifest,
     unseal_manifest,
 )
+from ._snapshot_parts import check_size, corrupt, verify_part
 from ._snapshot_received import ANNOUNCED, UNDER_WAY, Received, announce, find_received, tidy
 from .interfaces import Manifest, StateFile
 
-__all__ = ["PartsReader", "PartsReceiver", "PartsWriter", "SnapshotDirectory", "verify_part", "verify_steps"]
+__all__ = ["PartsReceiver", "PartsWriter", "SnapshotDirectory"]
 
 _MANIFEST = "manifest"
 _LOCK = "LOCK"
 _TMP = ".tmp"
-_NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})")
-_BLOCK = 1 << 20
+_NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})(?:\+([1-9][0-9]{0,8}))?")
 
 
 class SnapshotDirectory:
@@ -52,6 +55,8 @@ class SnapshotDirectory:
         self.root = posixpath.join(path, "snap")
         self._lock: IFileLock | None = None
         self._numbers = itertools.count()
+        self._takes: dict[LogId, int] = {}
+        """Of each published snapshot, which take counts."""
 
     def open(self, keep: int) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
         """Lock it, remove leftovers, and snapshots beyond ``keep``.
@@ -83,6 +88,8 @@ class SnapshotDirectory:
                 # So that no unfinished snapshot of this life gets its name.
                 self._numbers = itertools.count(_number(received.path) + 1)
             files.sync_dir(self.root)
+            for path in self.superseded(names):
+                self.remove_path(path)
             for position in positions[:-keep]:
                 self.remove(position)
         except BaseException:
@@ -121,43 +128,71 @@ class SnapshotDirectory:
 
         :raises StorageCorrupt: if a name is none that belongs there.
         """
-        positions = []
+        takes: dict[LogId, int] = {}
+        for _, position, take in self._published(names):
+            takes[position] = max(take, takes.get(position, 0))
+        self._takes = takes
+        return sorted(takes, key=lambda position: (position.index, position.term))
+
+    def superseded(self, names: list[str]) -> list[str]:
+        """Return the directories, among these names, of snapshots that were taken again, after :meth:`positions`."""
+        return [
+            posixpath.join(self.root, name)
+            for name, position, take in self._published(names)
+            if take != self._takes.get(position, 0)
+        ]
+
+    def _published(self, names: list[str]) -> Iterator[tuple[str, LogId, int]]:
+        """Yield the names of published snapshots, with position and take."""
         for name in names:
             if name == _LOCK or name.endswith(_TMP):
                 continue
             match = _NAME.fullmatch(name)
-            index, term = (int(number) for number in match.groups()) if match else (0, 0)
+            index, term, take = (int(number or 0) for number in match.groups()) if match else (0, 0, 0)
             if not (0 < index <= MAX_INDEX and term <= MAX_TERM):
                 # It may be a snapshot whose name was damaged: to go on without it would be a guess.
                 raise StorageCorrupt(posixpath.join(self.root, name), 0, "this is not a snapshot; move it elsewhere", 1)
-            positions.append(LogId(term, index))
-        return sorted(positions, key=lambda position: (position.index, position.term))
+            yield name, LogId(term, index), take
 
     def path_of(self, position: LogId) -> str:
-        """Return a published snapshot's directory."""
-        return posixpath.join(self.root, f"{position.index}-{position.term}")
+        """Return a published snapshot's directory: that of the take that counts."""
+        return self._take_path(position, self._takes.get(position, 0))
+
+    def _take_path(self, position: LogId, take: int) -> str:
+        name = f"{position.index}-{position.term}"
+        return posixpath.join(self.root, f"{name}+{take}" if take else name)
+
+    def switch(self, position: LogId) -> str:
+        """Let the take that was published last count from now on; return the directory of the one before.
+
+        It is still there: who reads it may go on. This does not block.
+        """
+        former = self.path_of(position)
+        self._takes[position] = self._takes.get(position, 0) + 1
+        return former
 
     def tmp_path(self, position: LogId) -> str:
         """Return a directory for an unfinished snapshot; no other has the same, so that none removes another's."""
         return f"{self.path_of(position)}.{next(self._numbers)}{_TMP}"
 
-    def load(self, position: LogId) -> Manifest:
+    def load(self, position: LogId, path: str = "") -> Manifest:
         """Read the manifest of a published snapshot, and see that its parts are there in their sizes.
 
+        :param path: its directory, if it need not be that of the take that counts.
         :raises StorageCorrupt: if anything is wrong.
         """
-        directory, last = self.path_of(position), position.index
+        directory, last = path or self.path_of(position), position.index
         path = posixpath.join(directory, _MANIFEST)
         if not self.files.exists(path):
-            raise _corrupt(path, 0, "the manifest is missing", last)
+            raise corrupt(path, 0, "the manifest is missing", last)
         try:
             manifest = unseal_manifest(self.files.read(path, 0, MAX_MANIFEST_FILE))
         except ManifestDamage as damage:
-            raise _corrupt(path, damage.offset, str(damage), last) from damage
+            raise corrupt(path, damage.offset, str(damage), last) from damage
         if manifest.point.last != position:
-            raise _corrupt(path, 0, f"it is the manifest of {manifest.point.last}", last)
+            raise corrupt(path, 0, f"it is the manifest of {manifest.point.last}", last)
         for part, (size, _) in enumerate(manifest.parts):
-            _check_size(self.files, posixpath.join(directory, str(part)), size, last)
+            check_size(self.files, posixpath.join(directory, str(part)), size, last)
         return manifest
 
     def begin(self, tmp: str) -> None:
@@ -165,15 +200,23 @@ class SnapshotDirectory:
         self.discard(tmp)
         self.files.mkdir(tmp)
 
-    def publish(self, tmp: str, manifest: Manifest) -> Manifest:
+    def publish(self, tmp: str, manifest: Manifest, again: bool = False) -> Manifest:
         """Make an unfinished snapshot, whose parts are synced, the one of its position. Durable on return.
 
         If there is one of that position, it stays, and is what is returned: both hold the same state (J-87).
+
+        :param again: then it does not: this is the next take, unless they are alike. :meth:`switch` is to follow.
         """
-        target = self.path_of(manifest.point.last)
+        position = manifest.point.last
+        target = self.path_of(position)
         if self.files.exists(target):
-            self.discard(tmp)
-            return self.load(manifest.point.last)
+            former = self.load(position)
+            # The log may still end before it, if it came from a leader.
+            manifest = replace(manifest, installed=former.installed) if again else former
+            if manifest == former:
+                self.discard(tmp)
+                return former
+            target = self._take_path(position, self._takes.get(position, 0) + 1)
         file = self.files.create(posixpath.join(tmp, _MANIFEST))
         try:
             file.write(0, seal_manifest(manifest))
@@ -192,7 +235,11 @@ class SnapshotDirectory:
 
     def remove(self, position: LogId) -> None:
         """Remove a published snapshot; in a crash it is there as a whole, or a leftover. If it fails, do it again."""
-        directory = self.path_of(position)
+        self.remove_path(self.path_of(position))
+        self._takes.pop(position, None)
+
+    def remove_path(self, directory: str) -> None:
+        """Do so with a directory of a snapshot."""
         gone = f"{directory}.old{_TMP}"
         if self.files.exists(directory):
             self.discard(gone)
@@ -213,114 +260,15 @@ def _number(tmp: str) -> int:
     return int(number) if number.isdigit() else 0
 
 
-def _corrupt(path: str, offset: int, reason: str, last: int) -> StorageCorrupt:
-    """A snapshot stands for all entries up to its position."""
-    return StorageCorrupt(path, offset, reason, 1, last)
-
-
-def _check_size(files: IFileSystem, path: str, size: int, last: int) -> None:
-    if not files.exists(path):
-        raise _corrupt(path, 0, "the part is missing", last)
-    found = files.size(path)
-    if found != size:
-        raise _corrupt(path, min(found, size), f"the part has {found} bytes, and the manifest says {size}", last)
-
-
-def verify_part(files: IFileSystem, path: str, manifest: Manifest, part: int) -> None:
-    """Read a whole part and compare it with its manifest.
-
-    :raises StorageCorrupt: if it is not what the manifest says.
-    """
-    for _ in verify_steps(files, path, manifest, part, _BLOCK):
-        pass
-
-
-def verify_steps(files: IFileSystem, path: str, manifest: Manifest, part: int, piece: int) -> Iterator[int]:
-    """Do what :func:`verify_part` does in pieces of so many bytes; yield the size of each."""
-    (size, digest), last = manifest.parts[part], manifest.point.last.index
-    _check_size(files, path, size, last)
-    sha = hashlib.sha256()
-    frames = FrameReader(size) if part < manifest.streams else None
-    try:
-        for offset in range(0, size, piece):
-            block = files.read(path, offset, min(piece, size - offset))
-            sha.update(block)
-            if frames is not None:
-                frames.feed(block)
-            yield len(block)
-        if frames is not None:
-            frames.finish()
-    except ValueError as error:
-        assert frames is not None
-        raise _corrupt(path, frames.offset, str(error), last) from error
-    if sha.digest() != digest:
-        raise _corrupt(path, 0, "the part's SHA-256 digest is not the manifest's", last)
-
-
-class PartsReader:
-    """Reads a published snapshot. A part is verified as a whole before its first byte is given out."""
-
-    def __init__(self, files: IFileSystem, directory: str, manifest: Manifest) -> None:
-        self._files = files
-        self._directory = directory
-        self._manifest = manifest
-        self._verified: set[int] = set()
-        self._part = 0
-        self._offset = 0
-        self._frames: FrameReader | None = None
-
-    def read(self, part: int, offset: int, size: int) -> bytes:
-        """Read raw bytes of a part."""
-        length, _ = self._manifest.parts[part]
-        path = self._verify(part)
-        wanted = min(size, length - offset)
-        data = self._files.read(path, offset, wanted) if wanted else b""
-        if len(data) != wanted:
-            raise _corrupt(path, offset + len(data), "the part ends before its size", self._manifest.point.last.index)
-        return data
-
-    def _verify(self, part: int) -> str:
-        path = posixpath.join(self._directory, str(part))
-        if part not in self._verified:
-            verify_part(self._files, path, self._manifest, part)
-            self._verified.add(part)
-        return path
-
-    @property
-    def files(self) -> tuple[StateFile, ...]:
-        """The parts that are files of the state machine."""
-        manifest = self._manifest
-        return tuple(
-            StateFile(posixpath.join(self._directory, str(part)), *manifest.parts[part])
-            for part in range(manifest.streams, len(manifest.parts))
-        )
-
-    def chunks(self) -> list[bytes]:
-        """Return the next chunks, about a MiB of them; none at the end."""
-        while self._part < self._manifest.streams:
-            size, _ = self._manifest.parts[self._part]
-            if self._frames is None:
-                self._frames, self._offset = FrameReader(size), 0
-            block = self.read(self._part, self._offset, _BLOCK)
-            self._offset += len(block)
-            try:
-                chunks = self._frames.feed(block)
-            except ValueError as error:
-                path = posixpath.join(self._directory, str(self._part))
-                last = self._manifest.point.last.index
-                raise _corrupt(path, self._frames.offset, str(error), last) from error
-            if self._offset == size:
-                self._part, self._frames = self._part + 1, None
-            if chunks:
-                return chunks
-        return []
-
-
 class PartsWriter:
-    """Writes the parts of a new snapshot."""
+    """Writes the parts of a new snapshot.
 
-    def __init__(self, directory: SnapshotDirectory, position: LogId, part_bytes: int) -> None:
+    :param again: whether it is to take the place of the one of this position.
+    """
+
+    def __init__(self, directory: SnapshotDirectory, position: LogId, part_bytes: int, again: bool = False) -> None:
         self._directory = directory
+        self._again = again
         self._tmp = directory.tmp_path(position)
         self._part_bytes = part_bytes
         self._parts: list[tuple[int, bytes]] = []
@@ -374,12 +322,12 @@ class PartsWriter:
         if len(self._parts) > MAX_PARTS:
             raise ValueError(f"a snapshot of {len(self._parts)} parts is more than {MAX_PARTS}")
         manifest = Manifest(point, tuple(self._parts), files=len(files))
-        return self._directory.publish(self._tmp, manifest)
+        return self._directory.publish(self._tmp, manifest, self._again)
 
     def _link(self, file: StateFile, last: int) -> None:
         if not 0 < file.size <= MAX_FILE_BYTES:
             raise ValueError(f"{file.path} has {file.size} bytes; a file of a snapshot has up to {MAX_FILE_BYTES}")
-        _check_size(self._directory.files, file.path, file.size, last)
+        check_size(self._directory.files, file.path, file.size, last)
         self._directory.files.link(file.path, posixpath.join(self._tmp, str(len(self._parts))))
         self._parts.append((file.size, file.digest))
 

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from ..errors import StorageCorrupt, StorageError
 from ..raft import LogId
-from ._snapshot_files import SnapshotDirectory, verify_steps
+from ._snapshot_files import SnapshotDirectory
+from ._snapshot_parts import verify_steps
 from .interfaces import Manifest
 
 __all__ = ["Piece", "SnapshotScrub"]
@@ -34,36 +35,36 @@ class SnapshotScrub:
 
     def __init__(self, directory: SnapshotDirectory) -> None:
         self._directory = directory
-        self._position: LogId | None = None
+        self._path = ""
         self._steps: Iterator[tuple[str, int]] = iter(())
 
-    def step(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
+    def step(self, position: LogId, directory: str, known: Manifest | None, max_bytes: int) -> Piece:
         """Verify the next piece of a snapshot.
 
+        :param directory: where it was when the step was asked for; it stays until the step has ended.
         :param known: what its manifest was, if that is known.
         :raises StorageCorrupt: if it is damaged.
         """
-        if position != self._position:
-            self._position, self._steps = position, self._verified(position, known, max_bytes)
+        if directory != self._path:
+            self._path, self._steps = directory, self._verified(position, directory, known, max_bytes)
         size, path = 0, ""
         try:
             while size < max_bytes:
                 path, read = next(self._steps)
                 size += read
         except StopIteration:
-            self._position = None
+            self._path = ""
             return Piece(size, path, last=True)
         except StorageError:
-            self._position = None
-            if self._directory.files.exists(self._directory.path_of(position)):
+            self._path = ""
+            if self._directory.files.exists(directory):
                 raise
-            return Piece(size, self._directory.path_of(position), last=True, missing=True)
+            return Piece(size, directory, last=True, missing=True)
         return Piece(size, path)
 
-    def _verified(self, position: LogId, known: Manifest | None, piece: int) -> Iterator[tuple[str, int]]:
+    def _verified(self, position: LogId, path: str, known: Manifest | None, piece: int) -> Iterator[tuple[str, int]]:
         directory = self._directory
-        path = directory.path_of(position)
-        manifest = directory.load(position)
+        manifest = directory.load(position, path)
         if known is not None and manifest != known:
             reason = "it is another manifest than it was"
             raise StorageCorrupt(posixpath.join(path, "manifest"), 0, reason, 1, position.index)

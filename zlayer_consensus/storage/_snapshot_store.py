@@ -63,6 +63,7 @@ class SnapshotStore:
         if buffer_bytes < 1:
             raise ConfigError("buffer_bytes", buffer_bytes, "must be a positive integer")
         self.machine = machine
+        self._machine_files = bool(IStateMachineFiles.providedBy(machine))
         self._executor = executor
         self._stop_executor = stop_executor
         self._keep = keep
@@ -77,14 +78,17 @@ class SnapshotStore:
         """What an earlier process has received of a snapshot; nobody has asked for it yet."""
         self._to_scrub: list[LogId] = []
         """The snapshots that the scrub under way has still to look at, oldest first."""
+        self._former: list[tuple[LogId, str]] = []
+        """Former takes of snapshots, and where they are: to be removed when nobody reads them."""
 
-    # Where bytes are kept. All but `_..._parts` block.
+    # Where bytes are kept. All but `_..._parts`, `_switch` and `_scrub_piece` block.
 
     def _recover(self) -> tuple[Manifest | None, tuple[LogId, ...], Received | None]:
         """Return the newest snapshot, every position, oldest first, and what there is of a transfer."""
         raise NotImplementedError
 
-    def _writer_parts(self, point: SnapshotPoint) -> WriterParts:
+    def _writer_parts(self, point: SnapshotPoint, again: bool) -> WriterParts:
+        """``again``: it takes the place of the one of the same position."""
         raise NotImplementedError
 
     def _reader_parts(self, manifest: Manifest) -> ReaderParts:
@@ -100,8 +104,15 @@ class SnapshotStore:
     def _remove(self, position: LogId) -> None:
         raise NotImplementedError
 
-    def _scrub_piece(self, position: LogId, known: Manifest | None, max_bytes: int) -> Piece:
-        """Verify the next piece of a snapshot, whose manifest is perhaps known."""
+    def _switch(self, position: LogId) -> str:
+        """Let a snapshot that was taken again be that of its position; return where the one before is."""
+        raise NotImplementedError
+
+    def _remove_former(self, path: str) -> None:
+        raise NotImplementedError
+
+    def _scrub_piece(self, position: LogId, known: Manifest | None) -> Callable[[int], Piece]:
+        """Return what verifies the next piece, of so many bytes, of a snapshot, whose manifest is perhaps known."""
         raise NotImplementedError
 
     def _release(self) -> None:
@@ -135,7 +146,7 @@ class SnapshotStore:
 
     async def _open_machine(self) -> None:
         machine: Any = self.machine
-        if not IStateMachineFiles.providedBy(machine):
+        if not self._machine_files:
             return
         try:
             await machine.open()
@@ -167,6 +178,8 @@ class SnapshotStore:
     def writer(self, point: SnapshotPoint) -> ISnapshotWriter:
         """See :meth:`IStateMachineStore.writer`.
 
+        If the newest snapshot is of this position, it is taken again, provided that the machine has files.
+
         :raises ValueError: if there is a newer snapshot.
         :raises RuntimeError: if another writer is neither published nor aborted.
         """
@@ -178,7 +191,7 @@ class SnapshotStore:
         def ended() -> None:
             self._writer = None
 
-        parts = self._writer_parts(point)
+        parts = self._writer_parts(point, self._machine_files and self._is_newest(point.last))
         self._writer = Writer(self._executor, parts, point, self._publish, ended, self._buffer_bytes)
         return self._writer
 
@@ -233,7 +246,7 @@ class SnapshotStore:
         newest = self._newest
         known = newest if newest is not None and newest.point.last == position else None
         try:
-            piece = await self._executor.run(self._scrub_piece, position, known, max_bytes)
+            piece = await self._executor.run(self._scrub_piece(position, known), max_bytes)
         except StorageCorrupt as damage:
             if self._is_newest(position):
                 raise
@@ -270,7 +283,7 @@ class SnapshotStore:
         if self._receiver is not None:
             steps.append(self._receiver.suspend)
         machine: Any = self.machine
-        if IStateMachineFiles.providedBy(machine):
+        if self._machine_files:
             steps.append(machine.close)
         if opened:
             steps.append(lambda: self._executor.run(self._release))
@@ -296,6 +309,8 @@ class SnapshotStore:
         if manifest.point.last not in self._positions:
             self._positions.append(manifest.point.last)
             self._positions.sort(key=lambda position: position.index)
+        elif self._is_newest(manifest.point.last) and manifest != self._newest:
+            self._former.append((manifest.point.last, self._switch(manifest.point.last)))
         if self._newest is None or manifest.point.last.index >= self._newest.point.last.index:
             self._newest = manifest
         received = self._received
@@ -312,16 +327,19 @@ class SnapshotStore:
 
     async def _prune(self, keep: int = 0) -> None:
         """Remove what is beyond the number kept. That it fails is no reason to stop: it is tried again later."""
-        for position in self._positions[: -(keep or self._keep)]:
-            if self._readers[position]:
-                continue
-            try:
+        try:
+            for former in [each for each in self._former if not self._readers[each[0]]]:
+                await self._executor.run(self._remove_former, former[1])
+                if former in self._former:
+                    self._former.remove(former)
+            for position in self._positions[: -(keep or self._keep)]:
+                if self._readers[position]:
+                    continue
                 await self._executor.run(self._remove, position)
-            except StorageError as error:
-                self._log.warn("An old snapshot was not removed, and stays for now: {error}", error=error)
-                return
-            if position in self._positions:
-                self._positions.remove(position)
+                if position in self._positions:
+                    self._positions.remove(position)
+        except StorageError as error:
+            self._log.warn("An old snapshot was not removed, and stays for now: {error}", error=error)
 
     def _in_background(self, work: Deferred[None]) -> None:
         def report(failure: Failure) -> None:
