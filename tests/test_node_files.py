@@ -289,7 +289,7 @@ class TransferTests(FilesCase):
         log = self.cluster.logs[node_id].reopened()
         with self.assertRaises(ConfigError):
             self.cluster.make(node_id, log=log, machine=self.store(node_id, machine=KeyValueMachine()))
-        self.flushLoggedErrors(ConfigError)
+        self.assertEqual([], self.flushLoggedErrors(), "one line, and no traceback")
         self.cluster.dead.append(self.cluster.nodes.pop(node_id))
         again = self.cluster.make(node_id, log=log.reopened(), machine=self.store(node_id))
         self.agree()
@@ -314,7 +314,7 @@ class TransferTests(FilesCase):
         error = self.cluster.result(stopped)
         assert isinstance(error, ConfigError)
         self.assertIn("it has files", error.rule)
-        self.flushLoggedErrors(ConfigError)
+        self.assertEqual([], self.flushLoggedErrors(), "one line, and no traceback")
 
 
 class KindsTests(FilesCase):

@@ -308,7 +308,8 @@ class Receiver:
             self._failed(result)
 
     def _failed(self, failure: Any) -> None:
-        self._rt.log.failure("Installing a snapshot failed", failure)
+        if not isinstance(failure.value, ConsensusError):  # else the line that says why the node stops says it all
+            self._rt.log.failure("Installing a snapshot failed", failure)
         self._rt.fail(failure.value)
 
     def stop(self) -> None:
