@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import threading
+import tomllib
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest import mock
 
 from click.testing import CliRunner, Result
 
@@ -103,11 +106,51 @@ class BackupCommandTests(CliTestCase):
         self.assertEqual([], Answer.paths)
 
     def test_wrong_usage(self) -> None:
-        for url in ("127.0.0.1:8001", "ftp://a", "http://a:b", "http://"):
+        for url in ("127.0.0.1:8001", "ftp://a", "http://a:b", "http://", "http://[::1", "http://a b", "http://\u00e9"):
             self.take(exit_code=64, url=url)
+        for url in ("http://a:1/b c", "http://a:1/?x", "http://a\n:1"):
+            self.take(exit_code=64, url=url)
+        for timeout in ("0", "nan", "inf", "1e300"):
+            self.run_program("backup", "--url", self.url, "--timeout", timeout, self.path, exit_code=64)
+        self.run_program("backup", "--url", self.url, "", exit_code=64)
         self.run_program("backup", self.path, exit_code=64)
         self.run_program("backup", "--verify", "--url", self.url, self.path, exit_code=64)
         self.run_program("backup", "--verify", self.path, exit_code=3)
+
+    def test_a_password_in_the_url_is_refused_and_not_shown(self) -> None:
+        found = self.take(exit_code=64, url=self.url.replace("//", "//me:secret@"))
+        self.assertNotIn("secret", found.output)
+
+    def test_answers_that_are_no_http_are_no_defect(self) -> None:
+        Answer.announced = "many"  # type: ignore[assignment]
+        self.fails("many")
+
+    def test_what_an_earlier_one_left_is_written_over(self) -> None:
+        Path(f"{self.path}.tmp").write_bytes(b"x" * (len(self.good) + 1))
+        self.take()
+        self.assertEqual(self.good, self.path.read_bytes())
+        self.assertEqual(["state.backup"], os.listdir(self.root))
+
+    def test_two_at_once_do_not_write_to_one_file(self) -> None:
+        """The other may still be writing, or just have given its file the name."""
+        temporary = f"{self.path}.tmp"
+        with open(temporary, "wb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            other.write(b"half of it")
+            other.flush()
+            self.assertIn("another backup", self.take(exit_code=3).output)
+            self.assertEqual(b"half of it", Path(temporary).read_bytes())
+        opened = os.open
+
+        def late(path: str, *arguments: Any, **options: Any) -> int:
+            fd = opened(path, *arguments, **options)
+            if path == temporary:
+                os.rename(temporary, self.path)
+            return fd
+
+        with mock.patch("os.open", late):
+            self.assertIn("another backup", self.take(exit_code=3).output)
+        self.assertEqual(b"half of it", self.path.read_bytes())
 
     def test_a_damaged_backup(self) -> None:
         self.path.write_bytes(self.good[:-1])
@@ -143,6 +186,23 @@ class RestoreCommandTests(CliTestCase):
         self.restore("--member", "1=a:7001,a:8001", "--cluster-name", "another")
         origin = _cbor.loads(_identity_of(self.out / "node-1")["origin"])
         self.assertEqual(["another", [[1, "a:7001", "a:8001"]]], origin)
+
+    def test_a_name_that_a_node_would_refuse(self) -> None:
+        for name in ("", "a\nb", "\udcff", "\x7f"):
+            self.restore("--member", "1=a:7001,a:8001", "--cluster-name", name, exit_code=64)
+        self.assertFalse(self.out.exists())
+
+    def test_a_directory_without_a_name(self) -> None:
+        """A shell variable that is not set must not mean the root."""
+        arguments = ["restore", str(self.path), "--out", "", "--member", "1=a:1,a:2"]
+        self.assertEqual(64, CliRunner().invoke(program, arguments).exit_code)
+
+    def test_the_configuration_is_toml_whatever_the_name(self) -> None:
+        name = 'k\u00f6ln \U0001f600 "1" \\'
+        text = self.restore("--member", "1=a:7001,a:8001", "--cluster-name", name).stdout
+        shown = tomllib.loads(text[text.index("[node]") :])
+        self.assertEqual(name, shown["node"]["cluster_name"])
+        self.assertEqual([{"id": 1, "peer": "a:7001", "client": "a:8001"}], shown["cluster"]["members"])
 
     def test_wrong_members(self) -> None:
         for members in (

@@ -122,6 +122,28 @@ class DumpTests(CliTestCase):
         states = self.of_kind("state", "dump", self.data, "--type", "state")
         self.assertEqual(59, states[-1]["commit"])
 
+    def test_a_range_selects_what_is_no_entry_too(self) -> None:
+        """By the entries that its record holds, or by where the log ended if it holds none."""
+        log = open_log(self.data)
+        write(log, config(1), noop(2), commit=1)
+        write(log, put(3), commit=2)
+        write(log, put(4), commit=3)
+        write(log, commit=4, term=1)
+        write(log, put(5), commit=4)
+        result(log.close())
+
+        def commits(*arguments: object) -> list[int]:
+            shown = self.of_kind("state", "dump", self.data, "--type", "state", *arguments)
+            return [each["commit"] for each in shown]
+
+        self.assertEqual([1, 2, 3, 4, 4], commits())
+        self.assertEqual([1, 2], commits("--to", 3))
+        self.assertEqual([3, 4, 4], commits("--from", 4))
+        self.assertEqual([3, 4], commits("--from", 4, "--to", 4))
+        self.assertEqual([4], commits("--last", 1))
+        self.assertEqual([], self.of_kind("record", "dump", self.data, "--type", "mark", "--to", 4))
+        self.assertEqual(1, len(self.of_kind("record", "dump", self.data, "--type", "mark", "--from", 5)))
+
     def test_a_range_is_the_same_with_and_without_reading_everything(self) -> None:
         """Seals say which segments need not be read, and where to begin; truncations must not confuse that."""
         log = open_log(self.data)
@@ -240,7 +262,10 @@ class DumpTests(CliTestCase):
         self.run_log("dump", self.root, exit_code=3)
         file = self.root / "file"
         file.write_bytes(b"")
-        self.run_log("dump", file, exit_code=3)
+        for command in ("dump", "stat", "verify", "repair"):
+            self.assertIn("is not a directory", self.run_log(command, file, exit_code=3).output)
+        make_log(self.data, 3)
+        self.assertIn("is not a directory", self.run_log("diff", self.data, file, exit_code=3).output)
 
     def test_striped_records_are_shown_as_they_were_written(self) -> None:
         log = open_log(self.data)
@@ -275,6 +300,10 @@ class UsageTests(CliTestCase):
             ("dump", self.root, "--application", "kv", "--payload", "hex"),
             ("diff", self.root),
             ("polish", self.root),
+            ("dump", ""),
+            ("repair", ""),
+            ("diff", self.root, ""),
+            ("stat", self.root, "--snapshots", ""),
         ):
             self.run_log(*arguments, exit_code=64)
 

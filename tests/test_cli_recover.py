@@ -103,7 +103,8 @@ class RecoverCommandTests(CliTestCase):
         self.assertEqual(self.identity(1)["cluster_id"], self.identity(2)["cluster_id"])
 
     def test_what_is_refused_changes_nothing(self) -> None:
-        self.assertIn("besides the survivors, the cluster has node 3, 4, 5", self.untouched("--yes", lost="3").output)
+        said = self.untouched("--yes", lost="3").output
+        self.assertIn("the members of the cluster are: 3, 4, 5; named as lost: 3", said)
         self.untouched("--yes", lost="3,x", exit_code=64)
         held = RealFileSystem().lock(str(self.dirs[2] / "LOCK"))
         self.assertIn("the node is running", self.untouched("--yes").output)
@@ -162,6 +163,9 @@ class RecoverCommandTests(CliTestCase):
                 line = json.loads(self.run_recover("apply", self.plan, self.dirs[node_id], "--yes", "--json").stdout)
                 self.assertEqual(expected, line["changed"])
         self.assertEqual(self.identity(1)["cluster_id"], self.identity(2)["cluster_id"])
+        self.assertIn("the ids 3, 4, 5 are spent already", self.run_recover(
+            *self.dirs.values(), "--lost", "3,4,5", "--plan", self.root / "other.json", "--yes", exit_code=3
+        ).output)  # fmt: skip
 
     def test_across_machines(self) -> None:
         surveys = []

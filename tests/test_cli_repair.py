@@ -143,7 +143,9 @@ class RepairCommandTests(CliTestCase):
         shutil.copytree(self.data, copy)
         held = RealFileSystem().lock(str(self.data / "LOCK"))
         self.addCleanup(held.release)
-        self.assertIn("is locked", self.untouched("--yes", exit_code=3).output)
+        self.assertIn("the node is running", self.untouched("--yes", exit_code=3).output)
+        with mock.patch("zlayer_consensus.cli._directory.is_held", return_value=None):
+            self.assertIn("is locked", self.untouched("--yes", exit_code=3).output)
         self.assertIn("the node is running", self.untouched("--dry-run", exit_code=3).output)
 
     def test_what_is_no_log_is_not_repaired(self) -> None:

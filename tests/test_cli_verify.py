@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 from zlib import crc32
 
 from zope.interface import implementer
@@ -336,6 +337,23 @@ class VerifyTests(CliTestCase):
         self.assertEqual([20, 40], [each["index"] for each in found])
         flip(elsewhere / "snap" / "40-1" / "1", 20)
         self.verdict("verify", "--snapshots", elsewhere, exit_code=2)
+
+    def test_snapshots_that_are_not_where_one_says_are_not_taken_for_none(self) -> None:
+        for wrong in (self.root / "absent", self.data / "identity"):
+            for command in ("verify", "stat", "repair"):
+                found = self.run_log(command, self.data, "--snapshots", wrong, exit_code=3)
+                self.assertIn("where the snapshots are to be", found.output)
+
+    def test_what_may_not_be_read_is_neither_damaged_nor_wrong_usage(self) -> None:
+        with mock.patch("os.access", return_value=False):
+            self.run_log("verify", self.data)
+        (self.data / "identity").unlink()
+        (self.data / "identity").mkdir()
+        self.assertEqual("unreadable", self.of_kind("identity", "stat", self.data, exit_code=3)[0]["identity"])
+        for command in ("stat", "verify"):
+            output = self.run_log(command, self.data, exit_code=3).output
+            self.assertIn("Is a directory", output)
+            self.assertNotIn("None", output)
 
     def test_a_configuration_that_does_not_decode_is_rot(self) -> None:
         log = open_log(self.data)

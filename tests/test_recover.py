@@ -189,7 +189,7 @@ class PlanTests(SynchronousTestCase):
     def test_strangers(self) -> None:
         """Another cluster, a replaced disk, a node that is no member, one node twice (H-29, J-11)."""
         one, two = make(1, (1, 20), commit=10), make(2, (1, 20), commit=10)
-        self.assertIn("of one node", self.refused(one, one.copy()))
+        self.assertIn("more than one of the directories is of node 1", self.refused(one, two, one.copy()))
         seven = make(7, (1, 20), commit=10)
         self.assertIn("no member", self.refused(one, seven))
         other = replace(

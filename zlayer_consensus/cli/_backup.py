@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import http.client
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import BinaryIO
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import click
 
@@ -37,33 +39,51 @@ def take(url: str, path: str, out: Output, timeout: float) -> ExitCode:
     :param timeout: seconds without a sign of the node after which it is given up.
     :raises CannotOpen: if the node does not answer, or refuses, or what it sent is not whole.
     """
-    if os.path.exists(path):
-        raise CannotOpen(f"{path} exists already")
+    parts = _checked(url)
     temporary = f"{path}.tmp"
-    try:
-        fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(fd, "w+b") as file:
-            _download(url, file, out, timeout)
-            file.flush()
-            os.fsync(file.fileno())
-            file.seek(0)
-            backup = _verified(file, url, out)
-            os.rename(temporary, path)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-        raise
+    with _made(temporary) as file:
+        if os.path.exists(path):
+            raise CannotOpen(f"{path} exists already")
+        _download(url, parts, file, out, timeout)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        backup = _verified(file, url, out)
+        os.rename(temporary, path)
     sync_directory_of(path)
     _show(backup, path, out)
     return ExitCode.CLEAN
 
 
-def _download(url: str, file: BinaryIO, out: Output, timeout: float) -> None:
-    connection = _connection(url, timeout)
+@contextmanager
+def _made(temporary: str) -> Iterator[BinaryIO]:
+    """Make a file, empty if there was one, that nobody else makes meanwhile; remove it if the block fails.
+
+    :raises CannotOpen: if another backup is writing to it.
+    """
+    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "r+b") as file:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Whoever had the lock before may have given the file its name since it was opened here.
+            mine = os.path.exists(temporary) and os.path.samestat(os.stat(temporary), os.fstat(fd))
+        except BlockingIOError:
+            mine = False
+        if not mine:
+            raise CannotOpen(f"another backup is writing to {temporary}")
+        try:
+            file.truncate()
+            yield file
+        except BaseException:
+            os.remove(temporary)
+            raise
+
+
+def _download(url: str, parts: SplitResult, file: BinaryIO, out: Output, timeout: float) -> None:
+    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = kind(parts.hostname or "", parts.port, timeout=timeout)
     try:
-        connection.request(
-            "GET", f"{urlsplit(url).path.rstrip('/')}/v1/backup", headers={"Accept-Encoding": "identity"}
-        )
+        connection.request("GET", f"{parts.path.rstrip('/')}/v1/backup", headers={"Accept-Encoding": "identity"})
         response = connection.getresponse()
         if response.status != 200:
             raise CannotOpen(f"{url} answers {_error_in(response)}")
@@ -76,22 +96,30 @@ def _download(url: str, file: BinaryIO, out: Output, timeout: float) -> None:
                 advance(len(data))
         if got != length:
             raise CannotOpen(f"{url} broke off after {got:,} of {length:,} bytes; its log says why")
-    except (OSError, http.client.HTTPException) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # A ValueError: what was answered is no HTTP, or the host's name can be none.
         raise CannotOpen(f"{url}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
 
 
-def _connection(url: str, timeout: float) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
+def _checked(url: str) -> SplitResult:
+    """Take a URL apart.
+
+    :raises click.UsageError: if a node's client interface cannot have it.
+    """
     try:
-        host, port = parts.hostname, parts.port
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
     except ValueError as error:
         raise click.UsageError(f"{url!r} is no URL: {error}") from None
-    if parts.scheme not in ("http", "https") or not host:
+    odd = not url.isascii() or not url.isprintable() or " " in url
+    if odd or parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
         raise click.UsageError(f"{url!r} is no URL of a node's client interface, such as http://127.0.0.1:8001")
-    kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    return kind(host, port, timeout=timeout)
+    if "@" in parts.netloc:
+        # They would be shown with every error.
+        raise click.UsageError("a node's client interface takes no user name or password in its URL")
+    return parts
 
 
 def _error_in(response: http.client.HTTPResponse) -> str:
@@ -201,7 +229,7 @@ def _explain(members: Sequence[InitialMember], name: str, cluster_id: bytes, out
     text = [
         f"cluster {cluster_id.hex()} of {amount(len(members), 'member')}. In each one's configuration:",
         "[node]",
-        f"cluster_name = {json.dumps(name)}",
+        f"cluster_name = {json.dumps(name, ensure_ascii=False)}",
         "[cluster]",
         "members = [",
         *rows,

@@ -7,23 +7,31 @@ from typing import Any
 
 import click
 
-from ..daemon._config import address_rule
+from ..daemon._config import address_rule, text_rule
 from ..node import InitialMember
 from ._backup import check, restore, take
-from ._options import common_options, output
+from ._options import DIRECTORY, NEW_FILE, common_options, output
 
 __all__ = ["backup_command", "restore_command"]
 
+_LONGEST_TIMEOUT = 86400.0
 _MEMBER = re.compile(r"([1-9][0-9]{0,18})=([^,=]+),([^,=]+)")
 
 
+def _timeout(_ctx: click.Context, _param: click.Parameter, value: float) -> float:
+    if not 1 <= value <= _LONGEST_TIMEOUT:
+        raise click.BadParameter(f"{value} is not from 1 to {_LONGEST_TIMEOUT:.0f}")
+    return value
+
+
 @click.command("backup")
-@click.argument("path", metavar="FILE", type=click.Path(dir_okay=False))
+@click.argument("path", metavar="FILE", type=NEW_FILE)
 @click.option("--url", metavar="URL", help="A node's client interface: http://127.0.0.1:8001.")
 @click.option("--verify", is_flag=True, help="Take none; read FILE to its end, and say what it is.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(1),
+    type=float,
+    callback=_timeout,
     default=300.0,
     show_default=True,
     metavar="SECONDS",
@@ -66,9 +74,18 @@ def _members(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ..
     return members
 
 
+def _name(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    rule = None if value is None else text_rule(value)
+    if rule is not None:
+        raise click.BadParameter(f"{value!r} {rule}")
+    return value
+
+
 @click.command("restore")
 @click.argument("path", metavar="FILE", type=click.Path(exists=True, dir_okay=False))
-@click.option("--out", "directory", required=True, metavar="DIRECTORY", help="Where the data directories go.")
+@click.option(
+    "--out", "directory", required=True, type=DIRECTORY, metavar="DIRECTORY", help="Where the data directories go."
+)
 @click.option(
     "--member",
     "members",
@@ -78,7 +95,9 @@ def _members(_ctx: click.Context, _param: click.Parameter, values: tuple[str, ..
     metavar="ID=PEER,CLIENT",
     help="A member with its addresses, host:port each; once for every member.",
 )
-@click.option("--cluster-name", metavar="NAME", help="The new cluster's name; by default the old one's.")
+@click.option(
+    "--cluster-name", callback=_name, metavar="NAME", help="The new cluster's name; by default the old one's."
+)
 @common_options
 @click.pass_context
 def restore_command(

@@ -29,8 +29,10 @@ def is_held(path: str, locks: str = "/proc/locks") -> bool | None:
     """
     try:
         found = os.stat(path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return None
     try:
         with open(locks, encoding="ascii") as listing:
             lines = listing.readlines()
@@ -97,6 +99,8 @@ class DataDirectory:
             raise NoLog(f"{self.path} is not a directory")
         if not files.exists(f"{self.path}/identity") and not files.exists(self.layout.wal):
             raise NoLog(f"{self.path} holds no log: it has neither identity nor wal")
+        if self.snapshots != self.path and not os.path.isdir(self.snapshots):
+            raise NoLog(f"{self.snapshots}, where the snapshots are to be, is no directory")
 
     def examine(self) -> tuple[Identity, Findings]:
         """Return what an opening would find.

@@ -15,6 +15,7 @@ from ..storage.inspection import (
     SEGMENT_HEADER,
     Batch,
     Purge,
+    RecordHeader,
     Reset,
     ScannedRecord,
     Segment,
@@ -46,7 +47,7 @@ Item = tuple[str, dict[str, Any], Callable[[], str]]
 class Selection:
     """Which things are shown. Damage always is.
 
-    :param first, last: bounds of the entries' indexes; None is open.
+    :param first, last: bounds of the entries' indexes, and of what else records of such entries hold; None is open.
     :param terms: terms of the entries; empty is all.
     :param types: of :data:`TYPES`; empty is all, or all entries if any of the others is given.
     """
@@ -61,9 +62,15 @@ class Selection:
         """Whether nothing is left out."""
         return self == Selection()
 
-    def wants(self, kind: str) -> bool:
-        """Say whether a thing that is no entry is shown."""
-        return kind in self.types if self.types else self.is_all
+    def wants(self, kind: str, record: RecordHeader) -> bool:
+        """Say whether a thing that is no entry is shown, of a record that stands for these entries, or behind them."""
+        if not self.types:
+            return self.is_all
+        return (
+            kind in self.types
+            and (self.first is None or record.last >= self.first)
+            and (self.last is None or min(record.first, record.last) <= self.last)
+        )
 
     def wants_entry(self, entry: Entry) -> bool:
         """Say whether an entry is shown."""
@@ -167,7 +174,7 @@ class _Dump:
                 head()
                 self._put_record(name, record)
             self._out.put(kind, {"file": name, "offset": record.offset, **fields}, text)
-        if not begun and self._selection.wants(_RECORDS[record.header.type]):
+        if not begun and self._selection.wants(_RECORDS[record.header.type], record.header):
             head()
             self._put_record(name, record)
 
@@ -182,7 +189,7 @@ class _Dump:
     def _items(self, record: ScannedRecord) -> Iterator[Item]:
         assert record.header is not None and record.payload is not None
         if record.header.type == SEAL:
-            if self._selection.wants("seal"):
+            if self._selection.wants("seal", record.header):
                 yield _seal(record.payload)
             return
         for each in walk_payload(record.payload):
@@ -191,7 +198,7 @@ class _Dump:
                     yield self._entry(each)
             elif not isinstance(each, Batch):
                 item = _operation(each)
-                if self._selection.wants(item[0]):
+                if self._selection.wants(item[0], record.header):
                     yield item
 
     def _entry(self, entry: Entry) -> Item:

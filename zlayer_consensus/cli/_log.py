@@ -8,7 +8,7 @@ from ._diff import diff
 from ._directory import DataDirectory
 from ._dump import TYPES, Selection, dump
 from ._newest import first_of_newest
-from ._options import common_options, output
+from ._options import DIRECTORY, common_options, output
 from ._payload import Payloads
 from ._repair import repair
 from ._stat import stat
@@ -17,9 +17,12 @@ from ._verify import verify
 __all__ = ["log"]
 
 _SNAPSHOTS = click.option(
-    "--snapshots", metavar="DIRECTORY", help="Where the snapshots are, if not in the log's directory."
+    "--snapshots",
+    type=DIRECTORY,
+    metavar="DIRECTORY",
+    help="Where the snapshots are, if not in the log's directory.",
 )
-_DIRECTORY = click.argument("directory", type=click.Path())
+_DIRECTORY = click.argument("directory", type=DIRECTORY)
 _CLUSTER_ID_BYTES = 16
 
 
@@ -170,8 +173,8 @@ def repair_command(
 
 
 @log.command("diff")
-@click.argument("first", metavar="A", type=click.Path())
-@click.argument("second", metavar="B", type=click.Path())
+@click.argument("first", metavar="A", type=DIRECTORY)
+@click.argument("second", metavar="B", type=DIRECTORY)
 @common_options
 @click.pass_context
 def diff_command(ctx: click.Context, first: str, second: str, as_json: bool, color: str) -> None:

@@ -7,7 +7,7 @@ import click
 from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._files import write_new_file
-from ._options import common_options, output
+from ._options import DIRECTORY, NEW_FILE, common_options, output
 from ._recover import apply_plan, look, make_plan, read_plan, read_survey, recover, survey_text
 
 __all__ = ["recover_group"]
@@ -40,9 +40,12 @@ _REPAIRED = click.option(
 )
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
 _SNAPSHOTS = click.option(
-    "--snapshots", metavar="DIRECTORY", help="Where the snapshots are, if not in the log's directory."
+    "--snapshots",
+    type=DIRECTORY,
+    metavar="DIRECTORY",
+    help="Where the snapshots are, if not in the log's directory.",
 )
-_DIRECTORY = click.argument("directory", type=click.Path())
+_DIRECTORY = click.argument("directory", type=DIRECTORY)
 
 
 @click.group("recover", cls=_Recover, invoke_without_command=False, subcommand_metavar="[COMMAND] [ARGS]...")
@@ -59,10 +62,16 @@ def recover_group() -> None:
 
 
 @recover_group.command("all", hidden=True)
-@click.argument("directories", nargs=-1, required=True, type=click.Path())
+@click.argument("directories", nargs=-1, required=True, type=DIRECTORY)
 @_LOST
 @_REPAIRED
-@click.option("--plan", "plan_path", metavar="FILE", help="Where the plan goes; by default recovery-….json, here.")
+@click.option(
+    "--plan",
+    "plan_path",
+    type=NEW_FILE,
+    metavar="FILE",
+    help="Where the plan goes; by default recovery-….json, here.",
+)
 @_YES
 @common_options
 @click.pass_context
@@ -98,7 +107,7 @@ def survey_command(ctx: click.Context, directory: str, snapshots: str | None) ->
 @click.argument("surveys", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False))
 @_LOST
 @_REPAIRED
-@click.option("--out", "path", required=True, metavar="FILE", help="Where the plan goes.")
+@click.option("--out", "path", required=True, type=NEW_FILE, metavar="FILE", help="Where the plan goes.")
 @_YES
 @common_options
 @click.pass_context

@@ -43,9 +43,9 @@ def repair(
     """
     directory.require()
     work = _Repair(directory, out, RealFileSystem() if files is None else files, cluster_id)
+    if directory.running:
+        raise CannotOpen(f"{directory.path}: the node is running; stop it first")
     if dry_run:
-        if directory.running:
-            raise CannotOpen(f"{directory.path}: the node is running; stop it first")
         return work.show()
     with locked(work.files, directory.path, directory.snapshots):
         return work.run(yes)

@@ -77,15 +77,19 @@ def stat(directory: DataDirectory, out: Output, full: bool, upto: int | None = N
 
 
 def _identity(directory: DataDirectory, out: Output, identity: Identity | None) -> None:
+    state = "bad"
     if identity is None:
         try:
             identity = read_identity(directory.files, directory.path, None)
+        except StorageFailed:
+            state = "unreadable"
         except StorageError:
-            identity = None
+            pass
     fields: dict[str, Any] = {"directory": directory.path, "running": directory.running}
     running = {True: "running", False: "stopped", None: "not known whether it runs"}[directory.running]
     if identity is None:
-        out.put("identity", {**fields, "identity": "bad"}, f"{out.heading('identity')} {out.bad('BAD')}, {running}")
+        told = out.bad("BAD" if state == "bad" else "not readable")
+        out.put("identity", {**fields, "identity": state}, f"{out.heading('identity')}  {told}, {running}")
         return
     cluster, incarnation = identity.cluster_id.hex(), identity.incarnation.hex()
     former, mark = [each.hex() for each in identity.former], identity.repair.hex()

@@ -114,8 +114,9 @@ def show_finding(out: Output, verdict: Verdict) -> None:
         "first_index": verdict.first_index,
         "last_index": verdict.last_index,
     }
+    where = f"{verdict.file}  at offset {verdict.offset}: " if verdict.file else ""
     mark = out.warning("TORN") if verdict.exit_code is ExitCode.TORN else out.bad("BAD")
-    out.put("finding", fields, f"{mark} {verdict.file}  at offset {verdict.offset}: {verdict.rule}")
+    out.put("finding", fields, f"{mark} {where}{verdict.rule}")
 
 
 def show_verdict(out: Output, verdict: Verdict, **more: Any) -> None:

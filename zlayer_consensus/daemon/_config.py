@@ -208,8 +208,9 @@ class _Table:
             return default
         if not isinstance(value, str):
             self.refuse(key, value, "must be text, in quotes")
-        if not value or any(ord(character) < 32 for character in value):
-            self.refuse(key, value, "must be text that is not empty and has no control characters")
+        rule = text_rule(value)
+        if rule is not None:
+            self.refuse(key, value, rule)
         return value
 
     def integer(self, key: str, low: int, high: int, default: int | None = None, *, missing: str = "") -> int:
@@ -259,6 +260,13 @@ def _endpoint(listen: _Table, name: str) -> str:
         reason = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
         listen.refuse(name, value, f'must be a Twisted endpoint, such as "tcp:7001:interface=127.0.0.1" ({reason})')
     return value
+
+
+def text_rule(value: str) -> str | None:
+    """Return the rule that a name breaks, or None if it is fine."""
+    if not value or any(ord(each) < 32 or ord(each) == 127 or 0xD800 <= ord(each) < 0xE000 for each in value):
+        return "must be text that is not empty and has no control characters"
+    return None
 
 
 def address_rule(value: str) -> str | None:

@@ -189,8 +189,9 @@ def _base_of(survivors: Sequence[Holdings]) -> Holdings:
 
 def _check_same_cluster(survivors: Sequence[Holdings]) -> None:
     ids = [each.node_id for each in survivors]
-    if len(set(ids)) != len(ids):
-        raise CannotRecover(f"two of the directories are of one node: {_listed(ids)}")
+    twice = {each for each in ids if ids.count(each) > 1}
+    if twice:
+        raise CannotRecover(f"more than one of the directories is of node {_listed(twice)}")
     clusters = {each.identity.cluster_id for each in survivors}
     if clusters == {b""}:
         raise CannotRecover("they belong to no cluster")
@@ -223,9 +224,15 @@ def _check_lost(survivors: Sequence[Holdings], old: Membership, lost: frozenset[
     missing = known - ids - old.tombstones
     if lost & ids:
         raise CannotRecover(f"node {_listed(lost & ids)} cannot be both a survivor and lost")
+    if lost & old.tombstones:
+        raise CannotRecover(
+            f"the ids {_listed(lost & old.tombstones)} are spent already in cluster "
+            f"{survivors[0].identity.cluster_id.hex()}, by a removal, or by a recovery that was done before. If that "
+            "was interrupted, apply its plan again"
+        )
     if lost != missing:
         raise CannotRecover(
-            f"besides the survivors, the cluster has node {_listed(missing) or 'none'}; named as lost was node "
+            f"besides the survivors, the members of the cluster are: {_listed(missing) or 'none'}; named as lost: "
             f"{_listed(lost) or 'none'}"
         )
 
@@ -243,8 +250,9 @@ def _check_quorums(survivors: Sequence[Holdings], base: Holdings) -> None:
     able = {each.node_id for each in survivors if not each.identity.repair}
     if has_quorum(base.membership, able):
         raise CannotRecover(
-            f"node {_listed(able)} make up a majority of the voters {_listed(base.membership.all_voters)}: nothing is "
-            "lost. Start them, and remove the lost members from the running cluster (DELETE /v1/members/ID)"
+            f"the survivors that are well ({_listed(able)}) are a majority of the voters "
+            f"({_listed(base.membership.all_voters)}): nothing is lost. Start them, and remove the lost members from "
+            "the running cluster (DELETE /v1/members/ID)"
         )
     others = {each.node_id for each in survivors} - {base.node_id}
     for each in survivors:
