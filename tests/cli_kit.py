@@ -25,7 +25,14 @@ from zlayer_consensus.storage._segment import SEGMENT_HEADER, decode_header
 CLUSTER = b"c" * 16
 SECTOR = 512
 START_MS = 1_700_000_000_000
-MEMBERSHIP = Membership.initial([Member(n, bytes([n]) * 16, f"host-{n}:7001", f"host-{n}:8001") for n in (1, 2, 3)])
+
+
+def incarnation(node_id: int) -> bytes:
+    """Returns the incarnation that :func:`open_log` gives a node."""
+    return random.Random(f"node {node_id}").randbytes(16)
+
+
+MEMBERSHIP = Membership.initial([Member(n, incarnation(n), f"host-{n}:7001", f"host-{n}:8001") for n in (1, 2, 3)])
 
 
 def put(index: int, term: int = 1, value: bytes = b"") -> Entry:

@@ -28,7 +28,10 @@ from zlayer_consensus.storage.offline import (
 from zlayer_consensus.testing import SimulatedFileSystem
 
 CLUSTER = b"c" * 16
-MEMBERS = Membership.initial([Member(n, bytes([n]) * 16, f"host-{n}:7001") for n in (1, 2, 3)])
+MEMBERS = Membership.initial(
+    # The incarnations that log_store_kit gives.
+    [Member(n, random.Random(f"salts of {n}").randbytes(16), f"host-{n}:7001") for n in (1, 2, 3)]
+)
 SNAP = f"{DIRECTORY}/snap"
 IDENTITY = f"{DIRECTORY}/identity"
 

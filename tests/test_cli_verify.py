@@ -10,6 +10,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,7 +48,7 @@ from zlayer_consensus.cli._stat import stat
 from zlayer_consensus.cli._verdict import judge, refusal
 from zlayer_consensus.cli._verify import verify
 from zlayer_consensus.errors import StorageCorrupt, StorageError, StorageFailed, WrongIdentity
-from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite
+from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite, Membership
 from zlayer_consensus.storage import FileLogStore, IFileSystem, InlineExecutor, RealFileSystem
 from zlayer_consensus.storage._record import SEAL, check_record, encode_record
 from zlayer_consensus.storage._segment import SEGMENT_HEADER, decode_header, encode_header
@@ -328,6 +329,15 @@ class VerifyTests(CliTestCase):
         self.assertIn("begins after", self.verdict("verify", exit_code=2)["rule"])
         save_snapshot(self.data, 35)
         self.verdict("verify")
+
+    def test_a_snapshot_of_another_cluster_is_rot(self) -> None:
+        """S-09: it fits the log by its position, but knows this node's id as another member's."""
+        others = Membership.initial([replace(each, incarnation=b"o" * 16) for each in MEMBERSHIP.members.values()])
+        with mock.patch("tests.cli_kit.MEMBERSHIP", others):
+            save_snapshot(self.data, 50)
+        found = self.verdict("verify", exit_code=2)
+        self.assertEqual(("snap/50-1", "refuses"), (found["file"], found["opening"]))
+        self.assertIn((b"o" * 16).hex(), found["rule"])
 
     def test_snapshots_may_be_elsewhere(self) -> None:
         elsewhere = self.root / "elsewhere"

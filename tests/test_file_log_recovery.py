@@ -7,6 +7,7 @@ from __future__ import annotations
 import random
 import shutil
 import tempfile
+from unittest import mock
 from zlib import crc32
 
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
@@ -148,10 +149,20 @@ class RecoveryTests(DamageTestCase):
             self.assertEqual((self.path, self.last.position, 51), (error.path, error.offset, error.first_index))
 
     def test_a_bad_length_is_not_believed(self) -> None:
-        """S-03: the header has a checksum of its own."""
-        disk = copied(self.disk)
-        disk.corrupt(self.path, self.last.position + 8, b"\xff\xff\xff\x7f")
-        self.assertIn("header", self.refuse(disk).reason)
+        """S-03: the header has a checksum of its own, and nothing of such a length is asked for."""
+        for record in (self.records[1], self.last):
+            length = self.disk.read(self.path, record.position + 8, 4)
+            flipped = [bytearray(length) for _ in range(32)]
+            for bit, each in enumerate(flipped):
+                each[bit // 8] ^= 1 << bit % 8
+            for bad in (b"\xff\xff\xff\x7f", *map(bytes, flipped)):
+                disk = copied(self.disk)
+                disk.corrupt(self.path, record.position + 8, bad)
+                with mock.patch.object(disk, "read", wraps=disk.read) as read:
+                    error: StorageCorrupt = self.assertRaises(StorageCorrupt, result, store(disk).open())
+                self.assertIn("header", error.reason)
+                self.assertEqual((self.path, record.position), (error.path, error.offset))
+                self.assertLessEqual(max(call.args[2] for call in read.call_args_list), 1 << 20)
 
     def test_damage_before_a_valid_record_is_rot(self) -> None:
         """S-02, S-04: also when it looks like a write that never happened."""

@@ -244,7 +244,7 @@ class DamageTests(SynchronousTestCase):
         self.assertEqual(node.machine.state, chained(numbered(1, 45)))
 
     def test_an_older_snapshot_without_the_log_behind_it(self) -> None:
-        """S-16: the log begins after the older snapshot, so the node refuses to start."""
+        """S-16, J-81: the log begins after the older snapshot, so the node refuses to start."""
         nodes = self.damaged_snapshot(kept=0)
         self.move_away(nodes)
         with self.assertRaises(StorageCorrupt):

@@ -577,8 +577,27 @@ class RestartTests(SynchronousTestCase):
         with self.assertRaises(StorageCorrupt):
             self.cluster.make(1, **stores)
 
+    def test_a_snapshot_of_another_cluster_is_refused(self) -> None:
+        """S-09: a snapshot that was copied in, though it fits the log by its position."""
+        other, points = SimulatedFileSystem(), set()
+        for files in (other, self.files):
+            node = self.cluster.make(1, **self.stores(files=files))
+            self.cluster.result(node.bootstrap())
+            self.cluster.leader()
+            self.cluster.result(node.propose_many([["set", str(n), n] for n in range(60)]))
+            points.add(node.metrics().snapshot)
+            self.cluster.result(node.shutdown())
+        [point] = points
+        assert point is not None
+        mixed = {"log": self.stores()["log"], "machine": self.stores(files=other)["machine"]}
+        with self.assertRaises(WrongIdentity) as caught:
+            self.cluster.make(1, **mixed)
+        self.assertEqual(
+            (f"snap/{point.index}-{point.term}", "incarnation"), (caught.exception.path, caught.exception.field)
+        )
+
     def test_lost_log_is_refused(self) -> None:
-        """S-17: the node's own snapshot reaches further than its log."""
+        """S-17, J-81: the node's own snapshot reaches further than its log."""
         node = self.begin()
         self.cluster.result(node.propose_many([["set", str(n), n] for n in range(60)]))
         self.cluster.result(node.shutdown())

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
-from ..errors import StorageCorrupt, StorageError, StorageFailed
+from ..errors import StorageCorrupt, StorageError, StorageFailed, WrongIdentity
 from ..raft import Membership
-from ..storage import Manifest
+from ..storage import Identity, Manifest
 from ..storage.inspection import (
     Findings,
     LogIndex,
     SegmentHeader,
     SnapshotFile,
+    check_owner,
     full_replay,
     list_segments,
     list_snapshots,
@@ -92,8 +93,8 @@ class _Verification:
             with self._directory.purging(self._out.note):
                 self._configurations(found.index)
         self._snapshots()
-        if found is not None and not self._broken_snapshots:
-            self._fit()
+        if found is not None and identity is not None and not self._broken_snapshots:
+            self._fit(identity)
         verdict = self._worst or opening
         show_verdict(self._out, verdict, findings=len(self._seen), checked=self._checked)
         return verdict.exit_code
@@ -227,12 +228,13 @@ class _Verification:
         for size in sizes:
             advance(size)
 
-    def _fit(self) -> None:
-        """See whether the log continues the newest snapshot."""
+    def _fit(self, identity: Identity) -> None:
+        """See whether the log continues the newest snapshot, and that is of the same member."""
         try:
             # A running node may snapshot and purge between a look at the one and at the other.
             yields, manifest = self._directory.again(self._look_at_both, contradicts=True)
-        except StorageCorrupt as error:
+            check_owner(identity, manifest)
+        except (StorageCorrupt, WrongIdentity) as error:
             self._finding(refusal(self._directory, error))
             return
         if manifest is None:

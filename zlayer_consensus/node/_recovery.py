@@ -6,7 +6,7 @@ import dataclasses
 
 from ..errors import WrongIdentity
 from ..raft import HardState, LogId, LogWrite, SnapshotPoint, Start
-from ..storage.inspection import log_must_yield
+from ..storage.inspection import check_owner, log_must_yield
 from ..storage.interfaces import ILogStore, IStateMachineStore
 
 __all__ = ["recover"]
@@ -22,6 +22,7 @@ async def recover(node_id: int, log_store: ILogStore, store: IStateMachineStore)
         raise WrongIdentity("the log", "node", str(node_id), str(log_store.identity.node_id))
     manifest = await store.open()
     must_yield = log_must_yield(start, manifest)
+    check_owner(log_store.identity, manifest)
     if manifest is None:
         return start
     if must_yield:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 
-from ..errors import StorageCorrupt
+from ..errors import StorageCorrupt, WrongIdentity
 from ..raft import Start
-from .interfaces import Manifest
+from .interfaces import Identity, Manifest
 
-__all__ = ["log_must_yield"]
+__all__ = ["check_owner", "log_must_yield"]
 
 
 def log_must_yield(start: Start, manifest: Manifest | None) -> bool:
@@ -36,6 +36,23 @@ def log_must_yield(start: Start, manifest: Manifest | None) -> bool:
     if not manifest.installed:
         raise _damaged(problem, start)
     return True
+
+
+def check_owner(identity: Identity, manifest: Manifest | None) -> None:
+    """See that a snapshot is of the cluster that the log belongs to: that it knows this member as the one it is (S-09).
+
+    One that does not know the member at all may be older than its membership.
+
+    :param manifest: the newest snapshot, or None if there is none.
+    :raises WrongIdentity: if it is of another cluster, or the log of another member.
+    """
+    if manifest is None:
+        return
+    member = manifest.point.membership.members.get(identity.node_id)
+    if member is not None and member.incarnation != identity.incarnation:
+        last = manifest.point.last
+        path, found = f"snap/{last.index}-{last.term}", member.incarnation.hex()
+        raise WrongIdentity(path, "incarnation", identity.incarnation.hex(), found)
 
 
 def _term_at(start: Start, index: int) -> int:

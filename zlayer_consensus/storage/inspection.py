@@ -2,12 +2,12 @@
 
 Nothing here locks or writes. :func:`examine_log` decides as ``FileLogStore.open`` does, with the same code;
 :func:`scan_records` shows what stands in a segment, also behind damage; :func:`full_replay` verifies a segment that an
-opening knows by its seal alone; :func:`log_must_yield` is the rule for the log and the snapshot beside it.
-``docs/storage-format.rst`` and ``docs/snapshot-format.rst`` describe the bytes. The names follow the format: they can
-change with it.
+opening knows by its seal alone; :func:`log_must_yield` and :func:`check_owner` are the rules for the log and the
+snapshot beside it. ``docs/storage-format.rst`` and ``docs/snapshot-format.rst`` describe the bytes. The names follow
+the format: they can change with it.
 """
 
-from ._fit import log_must_yield
+from ._fit import check_owner, log_must_yield
 from ._identity import IDENTITY_NAME, read_identity
 from ._inspect import (
     NoLog,
@@ -67,6 +67,7 @@ __all__ = [
     "SnapshotFile",
     "Tail",
     "Truncate",
+    "check_owner",
     "decode_seal",
     "examine_log",
     "full_replay",

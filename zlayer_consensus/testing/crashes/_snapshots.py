@@ -71,7 +71,8 @@ class SnapshotStep:
 
 def content(index: int, term: int = 2, chunks: int = 4, size: int = 300) -> SnapshotContent:
     """Make a snapshot's content, which tells it from any other."""
-    members = Membership.initial(Member(each, bytes([each]) * 16, f"host-{each}:7001") for each in (1, 2, 3))
+    # None of them is the node that the stores are of: its incarnation is not known here.
+    members = Membership.initial(Member(each, bytes([each]) * 16, f"host-{each}:7001") for each in (101, 102, 103))
     point = SnapshotPoint(LogId(term, index), members, 1000 + index)
     seed = sha256(b"%d %d" % (index, term)).digest()
     # Empty ones, and zeros, are chunks too.
