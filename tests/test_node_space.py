@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import DomainError, NotLeader, OutOfSpace, StorageFull, TransferInProgress
@@ -179,9 +180,16 @@ class FullDiskTests(SynchronousTestCase):
         c.limit(late, room=100_000)
         c.dead.pop().shutdown()  # type: ignore[unused-awaitable]
         c.run(1.0)
-        node = c.make(late)
+        events: list[LogEvent] = []
+        observer: ILogObserver = events.append  # type: ignore[assignment]
+        globalLogPublisher.addObserver(observer)
+        self.addCleanup(globalLogPublisher.removeObserver, observer)
+        node = c.make(late, low_space_bytes=1)
         c.run(20.0, 0.05)
         self.assertEqual((False, 0), (node.metrics().stopped, len(node.machine.state)))
+        told = [each for each in events if "waits for room" in (each.get("log_format") or "")]
+        self.assertEqual([(False, True)], [(node.metrics().full, each["needed"] > each["free"]) for each in told])
+        self.assertEqual(c.leader().node_id, c.error(node.read_state(len), NotLeader, 1.0).leader_id)
         c.disks[late].capacity = None
         c.until(lambda: len(node.machine.state) == 200, 120.0)
 

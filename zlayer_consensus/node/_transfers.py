@@ -160,6 +160,8 @@ class Receiver:
 
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
+        self.lacks_room = False
+        """Whether there is no room for what the leader announced last."""
         self._key: tuple[int, LogId, bytes] | None = None
         self._receiver: ISnapshotReceiver | None = None
         self._writing = False
@@ -262,7 +264,15 @@ class Receiver:
         if receiver is None or free is None:
             return True
         part, offset = receiver.position
-        return free >= sum(size for size, _ in receiver.manifest.parts[part:]) - offset
+        needed = sum(size for size, _ in receiver.manifest.parts[part:]) - offset
+        told, self.lacks_room = self.lacks_room, free < needed
+        if self.lacks_room and not told:
+            self._rt.log.error(
+                "A leader's snapshot waits for room: {needed} bytes of it are to come, and {free} are free",
+                needed=needed,
+                free=free,
+            )
+        return not self.lacks_room
 
     def _drop(self) -> Deferred[None]:
         receiver, self._receiver, self._key = self._receiver, None, None
