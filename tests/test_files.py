@@ -253,6 +253,15 @@ class SimulatedFileSystemTests(FileSystemContract, SynchronousTestCase):
         self.assertEqual(["a"], self.disk.crash("none").list("/"))
         self.assertEqual([], self.disk.crash("all").list("/"))
 
+    def test_renames_that_are_lost_are_counted(self) -> None:
+        system = SimulatedFileSystem()
+        system.create("/old")
+        system.sync_dir("/")
+        system.create("/other")
+        system.rename("/old", "/new")
+        self.assertEqual([system.crash(keep).lost_renames for keep in ("none", "all")], [1, 0])
+        self.assertEqual(system.crash("none").list("/"), ["old"])
+
     def test_a_killed_process_loses_nothing_but_it_is_not_durable(self) -> None:
         self.synced().write(0, b"2")
         self.disk.lock("/LOCK")

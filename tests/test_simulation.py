@@ -49,6 +49,9 @@ class SeedTests(SynchronousTestCase):
         outcomes = [run_seed(seed) for seed in range(1, 11)]
         self.assertEqual([str(outcome) for outcome in outcomes if outcome.failed], [])
         self.assertGreaterEqual(sum(outcome.verdict == "passed" for outcome in outcomes), 6)
+        counted = {name for outcome in outcomes for name in outcome.counts}
+        told = {"election", "crash", "power loss", "lost write", "snapshot taken", "snapshot received", "voter added"}
+        self.assertEqual(told - counted, set())
 
     def test_what_failed_once_does_not_fail_again(self) -> None:
         """Each file says in ``reason`` what it found."""

@@ -87,6 +87,8 @@ class SimulatedFileSystem:
         """Whether its process has died: nothing that is asked for happens any more, and raises ``StorageFailed``."""
         self.lost_files = self.torn_files = 0
         """In how many files the crash that it comes from has lost something; and only a part of what was not synced."""
+        self.lost_renames = 0
+        """How many renames it has lost."""
         self._faults: dict[str, tuple[int, str]] = {}
         self._root = Directory()
         self._locks: set[str] = set()
@@ -121,7 +123,7 @@ class SimulatedFileSystem:
         root = copier.copy(self._root)
         assert isinstance(root, Directory)
         other._root = root
-        other.lost_files, other.torn_files = copier.lost, copier.torn
+        other.lost_files, other.torn_files, other.lost_renames = copier.lost, copier.torn, copier.renames
         return other
 
     def unsynced(self) -> list[Unsynced]:

@@ -181,6 +181,10 @@ def _apply_change(names: dict[str, Node], change: dict[str, Node | None]) -> Non
             names[name] = node
 
 
+def _renames(changes: list[dict[str, Node | None]]) -> int:
+    return sum(len(change) > 1 for change in changes)
+
+
 def _choose(items: list[_T], keep: Literal["none", "all", "prefix"] | random.Random) -> list[_T]:
     if keep == "none":
         return []
@@ -195,7 +199,7 @@ class Copier:
     """Copies a tree of nodes; a node that has two names, or one that is not durable, stays one node."""
 
     def __init__(self, keep: Keep | None) -> None:
-        self.lost = self.torn = 0
+        self.lost = self.torn = self.renames = 0
         self._keep = keep
         self._copies: dict[int, Node] = {}
 
@@ -219,7 +223,9 @@ class Copier:
             directory.stamps = node.stamps[:]
             return directory
         names = dict(node.durable)
-        for change in node.surviving(self._keep):
+        surviving = node.surviving(self._keep)
+        self.renames += _renames(node.changes) - _renames(surviving)
+        for change in surviving:
             _apply_change(names, change)
         directory.names = self._names(names)
         directory.durable = dict(directory.names)

@@ -96,6 +96,10 @@ class Checker:
         self.on_whole: Callable[[int], object] | None = None
         """Called with a node whose repaired log is complete again."""
         self.elections = 0
+        self.snapshots = 0
+        """How often a node got a newer snapshot than it had: one that it took, or received."""
+        self.received = 0
+        """How often a node replaced its state by a snapshot that it received."""
         self.violation: Violation | None = None
         """The first one. The code under test may have swallowed the exception."""
         self._lives: dict[int, _Life] = {}
@@ -275,6 +279,7 @@ class Checker:
         if not restored and index <= life.machine:
             raise self.violated("apply order", f"node {node_id} applies {index} after {life.machine}")
         life.machine = index
+        self.received += restored and life.role is not None
         if self._machines.setdefault(index, (count, digest)) != (count, digest):
             text = f"node {node_id} after entry {index}: {(count, digest)}, not {self._machines[index]}"
             raise self.violated("state machine safety", text)
@@ -338,6 +343,7 @@ class Checker:
                 raise self.violated("configuration in effect", text)
         snapshot = core.snapshot
         if snapshot is not life.snapshot and snapshot is not None:
+            self.snapshots += life.role is not None  # else it has only just been started
             life.snapshot = snapshot
             found = [each for each in self._committed_configs if each.index <= snapshot.last.index]
             if found and snapshot.membership != self.configs[found[-1]]:

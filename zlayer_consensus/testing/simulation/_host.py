@@ -113,6 +113,7 @@ class Host:
             world.count("power loss")
             world.count("lost write", self.files.lost_files)
             world.count("torn write", self.files.torn_files)
+            world.count("lost rename", self.files.lost_renames)
         if process is not None:
             process.die(silent=keep is not None)
         if when_down is not None:

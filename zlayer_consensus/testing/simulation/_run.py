@@ -185,9 +185,11 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
         shortage = _shortage(world)
         if shortage:
             seen = {"verdict": "vacuous", "text": shortage}
+    checker = world.checker
+    world.count("election", checker.elections)
+    world.count("snapshot taken", max(0, checker.snapshots - checker.received))
+    world.count("snapshot received", checker.received)
     counts = {name: number for name, number in sorted(world.counts.items()) if number}
-    if world.checker.elections:
-        counts["election"] = world.checker.elections
     world.recorder.finish()
     digest, timeline = world.recorder.digest, world.timeline
     return Outcome(seed=plan.seed, at=timeline.now, events=timeline.events, digest=digest, counts=counts, **seen)
