@@ -160,12 +160,16 @@ class Receiver:
 
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
-        self.lacks_room = False
-        """Whether there is no room for what the leader announced last."""
+        self._short = False
         self._key: tuple[int, LogId, bytes] | None = None
         self._receiver: ISnapshotReceiver | None = None
         self._writing = False
         self._installing: Deferred[None] | None = None
+
+    @property
+    def lacks_room(self) -> bool:
+        """Whether a leader's snapshot waits for room, and nobody has sent instead what it brings."""
+        return self._short and self._key is not None and self._key[1].index > self._rt.core.last.index
 
     def chunk(self, sender: int, chunk: SnapshotChunk) -> Deferred[SnapshotChunkReply]:
         """Take one chunk of a transfer; see :class:`~zlayer_consensus.network.SnapshotChunkReply`."""
@@ -265,14 +269,14 @@ class Receiver:
             return True
         part, offset = receiver.position
         needed = sum(size for size, _ in receiver.manifest.parts[part:]) - offset
-        told, self.lacks_room = self.lacks_room, free < needed
-        if self.lacks_room and not told:
+        told, self._short = self.lacks_room, free < needed
+        if self._short and not told:
             self._rt.log.error(
                 "A leader's snapshot waits for room: {needed} bytes of it are to come, and {free} are free",
                 needed=needed,
                 free=free,
             )
-        return not self.lacks_room
+        return not self._short
 
     def _drop(self) -> Deferred[None]:
         receiver, self._receiver, self._key = self._receiver, None, None
