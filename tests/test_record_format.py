@@ -5,6 +5,8 @@ The formats of records, segment headers and seals: docs/storage-format.rst.
 from __future__ import annotations
 
 import random
+import re
+from pathlib import Path
 from zlib import crc32
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -123,7 +125,7 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(3, len({CHAIN, first, second}))
 
     def test_the_format_is_pinned(self) -> None:
-        """The worked example of docs/storage-format.rst: whoever changes the format changes the version and this."""
+        """Whoever changes the format changes the version, this, and the worked example of docs/storage-format.rst."""
         batch, pieces = encode_batch([Entry.make(1, 1, EntryKind.COMMAND, b"hi", time_ms=1000)])
         payload = joined([*pieces, encode_operation(SetState(HardState(1, 2, 0)))])
         record, chain = encode_record(BATCH, payload, 1, batch.first, batch.last, 4096, 0xC0FFEE, 0)
@@ -143,6 +145,10 @@ class RecordTests(SynchronousTestCase):
         self.assertEqual(chain, int.from_bytes(record[44:48], "little"))
         self.assertEqual(crc32(record[:48], 0xC0FFEE), int.from_bytes(record[48:52], "little"))
         self.assertFalse(any(record[52:64]))
+        page = (Path(__file__).parent.parent / "docs" / "storage-format.rst").read_text()
+        example = page.split("\nAn example\n", 1)[1].split("::\n\n", 1)[1].split("\n\nWhat an opening", 1)[0]
+        shown = "".join(re.findall(r"^ +((?:(?:[0-9a-f]{2})+ ?)+)", example, re.MULTILINE))
+        self.assertEqual(record, bytes.fromhex(shown).ljust(SECTOR, b"\0"))
 
 
 class OperationTests(SynchronousTestCase):
