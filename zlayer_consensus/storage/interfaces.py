@@ -356,7 +356,8 @@ class ISnapshotWriter(Interface):
         :param files: what a machine with files of its own has :meth:`~IStateMachineFiles.sealed`. They become parts
             behind the stream, by second names, and nothing is copied. They must stay under their paths meanwhile.
 
-        If a snapshot of the same position was published meanwhile, that one stays and is what this fires with (J-87).
+        If a snapshot of the same position was published meanwhile, that one stays and is what this fires with (J-87);
+        one that this writer was to take again does not.
 
         :raises ValueError: if a newer one was published meanwhile. Then, and after any other failure: ``abort``.
         :raises StorageCorrupt: if a file is not there in its size.
@@ -447,6 +448,9 @@ class IStateMachineStore(Interface):
 
     def writer(point: SnapshotPoint) -> ISnapshotWriter:
         """Begin a snapshot of the state as of ``point``. One writer at a time.
+
+        If the newest snapshot is of this point already, and the machine has files, it is taken again: what is published
+        is the newest then, and the space of files that only the former take named comes back when nobody reads it.
 
         :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
         :raises RuntimeError: if the writer before is neither published nor aborted.
