@@ -9,6 +9,7 @@ import json
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import tracemalloc
@@ -303,8 +304,20 @@ class TerminalTests(CliTestCase):
         self.assertEqual(0, code, shown)
         self.assertIn("\x1b[32m", shown)
         self.assertIn("verifying segments", shown)
+        # A line that is printed while there is a bar takes its place, and does not stand behind it.
+        for line in shown.replace("\r\n", "\n").split("\n"):
+            visible = line.rpartition("\x1b[K")[2].rpartition("\r")[2]
+            self.assertFalse("%" in visible and "OK" in visible, line)
         code, shown = self.on_terminal("verify", str(self.data), NO_COLOR="1")
         self.assertNotIn("\x1b[3", shown)
         plain = self.run_log("verify", self.data)
         self.assertNotIn("verifying segments", plain.output)
         self.assertNotIn("\x1b", plain.output)
+
+    def test_without_any_output_there_is_still_an_exit_code(self) -> None:
+        """As started by something that closes what it does not use."""
+        make_log(self.data, 10)
+        command = f"{shlex.quote(sys.executable)} -m zlayer_consensus.cli log verify {shlex.quote(str(self.data))}"
+        for closed in (">&-", "2>&-", ">&- 2>&-"):
+            found = subprocess.run(["sh", "-c", f"{command} {closed}"], capture_output=True, timeout=60, check=False)
+            self.assertEqual(0, found.returncode, found)

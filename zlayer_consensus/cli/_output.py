@@ -58,7 +58,9 @@ class Output:
 
     def __init__(self, as_json: bool, color: bool | None) -> None:
         self.as_json = as_json
-        self._stream: TextIO = sys.stdout
+        # Without a file descriptor for it, Python has none.
+        self._stream: TextIO = io.StringIO() if sys.stdout is None else sys.stdout
+        self._bar = False
         if color is None:
             color = self._stream.isatty() and not os.environ.get("NO_COLOR")
         self._color = color and not as_json
@@ -89,6 +91,10 @@ class Output:
             self._write(line)
 
     def _write(self, line: str) -> None:
+        if self._bar and self._stream.isatty():
+            # The line takes the place of the bar, which comes again below it.
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
         try:
             self._stream.write(line + "\n")
         except UnicodeEncodeError:
@@ -126,8 +132,12 @@ class Output:
     @contextmanager
     def progress(self, length: int, label: str) -> Iterator[Callable[[int], None]]:
         """Show a bar on stderr while the block runs, if that is a terminal; yields what counts it up."""
-        if not sys.stderr.isatty():
+        if sys.stderr is None or not sys.stderr.isatty():
             yield lambda _steps: None
             return
         with click.progressbar(length=length, label=label, file=sys.stderr) as bar:
-            yield bar.update
+            self._bar = True
+            try:
+                yield bar.update
+            finally:
+                self._bar = False
