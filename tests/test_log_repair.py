@@ -314,6 +314,16 @@ class SnapshotDamageTests(RepairTestCase):
         self.flip(scene.disk, f"{self.name(scene, 100)}/1")
         self.repaired(scene, 1, 0)
 
+    def test_one_that_was_taken_again(self) -> None:
+        scene = make_scene(snapshots=(100, 200), purged=90)
+        again = f"{self.name(scene, 200)}+1"
+        scene.disk.rename(self.name(scene, 200), again)
+        plan, _ = mend(scene.disk)
+        self.assertFalse(plan.needed)
+        self.flip(scene.disk, f"{again}/1")
+        self.repaired(scene, 91, 300, marks=False)
+        self.assertEqual(["100-1"], [name for name in scene.disk.list(SNAP) if name != "LOCK"])
+
     def test_what_is_no_snapshot(self) -> None:
         scene = make_scene(snapshots=(100,))
         scene.disk.mkdir(f"{SNAP}/1O0-1")
