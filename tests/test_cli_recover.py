@@ -195,6 +195,15 @@ class RecoverCommandTests(CliTestCase):
             self.run_recover("apply", nonsense, self.dirs[1], "--yes", exit_code=3)
         self.run_recover("apply", self.root / "missing", self.dirs[1], "--yes", exit_code=64)
 
+    def test_a_survey_that_somebody_changed(self) -> None:
+        survey = self.root / "1.json"
+        text = self.run_recover("survey", self.dirs[1]).stdout
+        for changed in (text.replace('"committed":30', '"committed":31'), text[:-20], text.replace('"sha256"', '"x"')):
+            self.assertNotEqual(text, changed)
+            survey.write_text(changed)
+            said = self.run_recover("plan", survey, "--lost", "2,3,4,5", "--out", self.plan, "--yes", exit_code=3)
+            self.assertIn("is not what zconsensus recover survey prints", said.output)
+
     def test_a_plan_that_somebody_changed(self) -> None:
         self.both("--yes")
         self.plan.write_text(self.plan.read_text().replace('"base": 1', '"base": 2'))

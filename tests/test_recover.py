@@ -4,9 +4,12 @@ A new cluster of the survivors: what it keeps, what is refused, and power failur
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import json
 import random
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -30,6 +33,7 @@ from zlayer_consensus.raft import (
 from zlayer_consensus.storage import Identity
 from zlayer_consensus.storage._identity import read_identity, write_identity
 from zlayer_consensus.storage._segment import SEGMENT_HEADER, decode_header
+from zlayer_consensus.storage._survivors import digest_of
 from zlayer_consensus.storage.inspection import NoLog
 from zlayer_consensus.storage.offline import (
     CannotRecover,
@@ -250,6 +254,24 @@ class SurveyTests(SynchronousTestCase):
         found = node.survey()
         self.assertEqual((LogId(3, 100), LogId(3, 100), 100), (found.last, found.purged, found.committed))
         self.assertEqual(frozenset({1, 2, 3}), found.membership.voters)
+
+    def test_what_is_no_survey(self) -> None:
+        """Also if the digest fits: only a :exc:`ValueError` comes of it."""
+        whole = make(1, (1, 20), commit=10).survey()
+        plain = whole.to_plain()
+        self.assertEqual(whole, Holdings.from_json(whole.to_json()))
+        wrong: tuple[Any, ...] = (None, -1, 1 << 70, "x", [], {}, [None], [[1]], [[1, 2, 3]], 7)
+        for key, value in itertools.product(plain, wrong):
+            body = {**plain, key: value}
+            with contextlib.suppress(ValueError):
+                Holdings.from_json(json.dumps({"survey": body, "sha256": digest_of(body)})).term_at(10)
+        for key in plain:
+            body = {name: value for name, value in plain.items() if name != key}
+            with self.assertRaises(ValueError):
+                Holdings.from_plain(body)
+        for text in ("", "7", "[]", "{}", '{"survey": {}}'):
+            with self.assertRaises(ValueError):
+                Holdings.from_json(text)
 
     def test_damage_is_refused(self) -> None:
         node = make(1, (1, 200), commit=25)

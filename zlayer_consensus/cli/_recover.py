@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ from ._exit import CannotOpen, ExitCode
 from ._files import write_new_file
 from ._output import Output, amount
 
-__all__ = ["apply_plan", "look", "make_plan", "read_plan", "read_survey", "recover", "survey_text"]
+__all__ = ["apply_plan", "look", "make_plan", "read_plan", "read_survey", "recover"]
 
 _CLUSTER_ID_BYTES = 16
 _DECLINED = "nothing was changed"
@@ -57,20 +56,15 @@ def look(directory: DataDirectory, out: Output) -> Holdings:
         raise CannotOpen(f"{error}; zconsensus log repair first, or leave this node out") from error
 
 
-def survey_text(holdings: Holdings) -> str:
-    """Return what a survivor has, as one line of JSON."""
-    return json.dumps({"survey": holdings.to_plain()}, separators=(",", ":"))
-
-
 def read_survey(path: str) -> Holdings:
-    """Read what :func:`survey_text` made.
+    """Read what a survey printed.
 
-    :raises CannotOpen: if it is something else.
+    :raises CannotOpen: if it is something else, or was changed.
     """
     try:
         with open(path, encoding="utf-8") as file:
-            return Holdings.from_plain(json.load(file)["survey"])
-    except (ValueError, KeyError, TypeError) as error:
+            return Holdings.from_json(file.read())
+    except ValueError as error:
         raise CannotOpen(f"{path} is not what zconsensus recover survey prints: {error}") from error
 
 

@@ -8,7 +8,7 @@ from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._files import write_new_file
 from ._options import DIRECTORY, NEW_FILE, common_options, output
-from ._recover import apply_plan, look, make_plan, read_plan, read_survey, recover, survey_text
+from ._recover import apply_plan, look, make_plan, read_plan, read_survey, recover
 
 __all__ = ["recover_group"]
 
@@ -61,7 +61,7 @@ def recover_group() -> None:
     """
 
 
-@recover_group.command("all", hidden=True)
+@recover_group.command("all")
 @click.argument("directories", nargs=-1, required=True, type=DIRECTORY)
 @_LOST
 @_REPAIRED
@@ -85,7 +85,7 @@ def all_command(
     as_json: bool,
     color: str,
 ) -> None:
-    """Do everything, with the survivors' directories on this machine."""
+    """Do everything, with the survivors' directories on this machine. The word "all" may be left out."""
 
     out, found = output(as_json, color), [DataDirectory(each) for each in directories]
     ctx.exit(recover(found, lost, out, plan_path=plan_path, repaired=allow_repaired, yes=yes))
@@ -99,7 +99,7 @@ def survey_command(ctx: click.Context, directory: str, snapshots: str | None) ->
     """Print what a survivor has, as JSON. Everything is read and checked; nothing is changed."""
 
     out = output(True, "never")
-    click.echo(survey_text(look(DataDirectory(directory, snapshots), out)))
+    click.echo(look(DataDirectory(directory, snapshots), out).to_json())
     ctx.exit(ExitCode.CLEAN)
 
 

@@ -6,7 +6,6 @@ argued in docs/disaster.rst.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from ._inspect import examine_log, start_of
 from ._inspect_snapshots import list_snapshots
 from ._log_writer import LogWriter
 from ._recovery import Layout
-from ._survivors import Holdings
+from ._survivors import Holdings, digest_of
 from .interfaces import Identity, Manifest
 
 __all__ = ["CannotRecover", "RecoveryPlan", "join_new_cluster", "plan_recovery"]
@@ -102,7 +101,7 @@ class RecoveryPlan:
             "term": self.term,
             "entries": [entry.raw.hex() for entry in self.entries],
         }
-        return json.dumps({"recovery_plan": body, "sha256": _digest(body)}, indent=1) + "\n"
+        return json.dumps({"recovery_plan": body, "sha256": digest_of(body)}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> RecoveryPlan:
@@ -113,7 +112,7 @@ class RecoveryPlan:
         try:
             document = json.loads(text)
             body = document["recovery_plan"]
-            if document["sha256"] != _digest(body) or body["format"] != _FORMAT:
+            if document["sha256"] != digest_of(body) or body["format"] != _FORMAT:
                 raise ValueError("it was changed, or is of another version")
             audit, config = (Entry.decode(bytes.fromhex(raw)) for raw in body["entries"])
             survivors = tuple(Holdings.from_plain(each) for each in body["survivors"])
@@ -121,11 +120,6 @@ class RecoveryPlan:
             return cls(new_cluster, survivors, body["base"], tuple(body["lost"]), body["term"], (audit, config))
         except (KeyError, TypeError) as error:
             raise ValueError(f"it is not the plan of a recovery: {error!r}") from error
-
-
-def _digest(body: dict[str, Any]) -> str:
-    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def plan_recovery(

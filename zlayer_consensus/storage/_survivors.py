@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +18,7 @@ from ._repair_plan import plan_repair
 from ._scan import walk_entries
 from .interfaces import Identity
 
-__all__ = ["Holdings", "survey"]
+__all__ = ["Holdings", "digest_of", "survey"]
 
 _Counter = Callable[[int], None]
 
@@ -61,6 +63,26 @@ class Holdings:
             return None
         return next(term for first, term in reversed(self.terms) if first <= index)
 
+    def to_json(self) -> str:
+        """Return it as a line that travels to where the plan is made."""
+        body = self.to_plain()
+        return json.dumps({"survey": body, "sha256": digest_of(body)}, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Holdings:
+        """Read what :meth:`to_json` made.
+
+        :raises ValueError: if it is something else, or was changed.
+        """
+        try:
+            document = json.loads(text)
+            body = document["survey"]
+            if document["sha256"] != digest_of(body):
+                raise ValueError("it was changed, or is of another version")
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"it is not what a survivor has: {error!r}") from error
+        return cls.from_plain(body)
+
     def to_plain(self) -> dict[str, Any]:
         """Return it as plain values for JSON."""
         mine = self.identity
@@ -90,27 +112,43 @@ class Holdings:
         """
         try:
             identity = Identity(
-                plain["node_id"],
+                _number(plain["node_id"]),
                 bytes.fromhex(plain["incarnation"]),
                 bytes.fromhex(plain["cluster_id"]),
                 bytes.fromhex(plain["origin"]),
                 bytes.fromhex(plain["repair"]),
                 tuple(bytes.fromhex(each) for each in plain["former"]),
             )
-            return cls(
+            found = cls(
                 identity,
-                LogId(*plain["last"]),
-                LogId(*plain["purged"]),
-                HardState(*plain["state"]),
-                plain["committed"],
-                plain["snapshot"],
-                tuple((first, term) for first, term in plain["terms"]),
-                plain["time_ms"],
+                LogId(*map(_number, plain["last"])),
+                LogId(*map(_number, plain["purged"])),
+                HardState(*map(_number, plain["state"])),
+                _number(plain["committed"]),
+                _number(plain["snapshot"]),
+                tuple((_number(first), _number(term)) for first, term in plain["terms"]),
+                _number(plain["time_ms"]),
                 membership_of(plain["membership"]),
-                frozenset(plain["ids"]),
+                frozenset(map(_number, plain["ids"])),
             )
-        except (KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"it is not what a survivor has: {error!r}") from error
+        begins = found.terms[0][0] if found.terms else found.last.index + 1
+        if found.last.index > found.purged.index and begins != found.purged.index + 1:
+            raise ValueError("it is not what a survivor has: the terms do not begin where the log does")
+        return found
+
+
+def digest_of(body: dict[str, Any]) -> str:
+    """Return the SHA-256 by which a document of a recovery shows that it is as it was made."""
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError(f"{value!r} is no number that a log has")
+    return value
 
 
 def plain_membership(membership: Membership) -> dict[str, Any]:
