@@ -72,8 +72,8 @@ class Parts:
     def close(self) -> None:
         self.closed += 1
 
-    def file(self) -> bytes:
-        header = BackupHeader(b"c" * 16, "a name", "kv", self.manifest)
+    def file(self, name: str = "a name", application: str = "kv") -> bytes:
+        header = BackupHeader(b"c" * 16, name, application, self.manifest)
         body = encode_backup_head(header) + b"".join(self.parts)
         return body + sha256(body).digest()
 

@@ -152,6 +152,11 @@ class BackupCommandTests(CliTestCase):
             self.assertIn("another backup", self.take(exit_code=3).output)
         self.assertEqual(b"half of it", self.path.read_bytes())
 
+    def test_names_in_a_backup_cannot_move_the_cursor(self) -> None:
+        """A-34."""
+        self.path.write_bytes(real_snapshot().file("\x1b[1m", "\x1b[2m"))
+        self.assertNotIn("\x1b", self.run_program("backup", "--verify", self.path).output)
+
     def test_a_damaged_backup(self) -> None:
         self.path.write_bytes(self.good[:-1])
         found = self.run_program("backup", "--verify", self.path, "--json", exit_code=2)
@@ -191,6 +196,13 @@ class RestoreCommandTests(CliTestCase):
         for name in ("", "a\nb", "\udcff", "\x7f"):
             self.restore("--member", "1=a:7001,a:8001", "--cluster-name", name, exit_code=64)
         self.assertFalse(self.out.exists())
+
+    def test_an_old_name_that_a_node_would_refuse(self) -> None:
+        """Who embeds a node may have called the cluster anything."""
+        self.path.write_bytes(real_snapshot().file("a\nb"))
+        self.assertIn("--cluster-name", self.restore("--member", "1=a:7001,a:8001", exit_code=3).output)
+        self.assertFalse(self.out.exists())
+        self.restore("--member", "1=a:7001,a:8001", "--cluster-name", "ab")
 
     def test_a_directory_without_a_name(self) -> None:
         """A shell variable that is not set must not mean the root."""

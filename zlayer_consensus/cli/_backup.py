@@ -13,12 +13,13 @@ from urllib.parse import SplitResult, urlsplit
 
 import click
 
+from ..daemon._config import text_rule
 from ..node import InitialMember, encode_members
 from ..storage import RealFileSystem
 from ..storage.backup import BackupDamage, BackupFile, NewMember, restore_backup
 from ._exit import CannotOpen, ExitCode
 from ._files import sync_directory_of
-from ._output import Output, amount, at_time
+from ._output import Output, amount, at_time, printable
 from ._payload import describe_membership, plain_membership
 
 __all__ = ["check", "restore", "take"]
@@ -178,7 +179,7 @@ def _show(backup: BackupFile, path: str, out: Output) -> None:
     lines = [
         f"{out.heading('backup')}  {path}: {backup.size:,} bytes, {out.good('whole')}",
         f"  cluster      {header.cluster_id.hex()}, {header.cluster_name!r}",
-        f"  application  {header.application}",
+        f"  application  {printable(header.application)}",
         f"  state        as of entry {point.last.index} (term {point.last.term}), {at_time(point.time_ms)}",
         f"  members      {describe_membership(point.membership)}",
     ]
@@ -201,6 +202,8 @@ def restore(
     with open(path, "rb") as file:
         backup = _verified(file, path, out)
         name = backup.header.cluster_name if cluster_name is None else cluster_name
+        if text_rule(name) is not None:
+            raise CannotOpen(f"the old cluster's name, {name!r}, cannot stand in a configuration; give --cluster-name")
         places = [
             NewMember(each.node_id, each.peer_address, each.client_address, f"{directory}/node-{each.node_id}")
             for each in members
