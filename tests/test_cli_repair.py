@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import click
 from click.testing import CliRunner, Result
 
 from tests.cli_kit import (
@@ -108,6 +109,9 @@ class RepairCommandTests(CliTestCase):
     def test_without_a_terminal_it_needs_to_be_told(self) -> None:
         self.damage()
         self.assertIn("--yes", self.run_repair(exit_code=64).output)
+        with mock.patch("zlayer_consensus.cli._ask.sys.stdin", None):
+            self.assertTrue(confirmed("Really?", yes=True))
+            self.assertRaises(click.UsageError, confirmed, "Really?", yes=False)
         self.assertEqual("rot", self.verdict("verify", exit_code=2)["verdict"])
         with mock.patch("sys.stdin.isatty", lambda: True), mock.patch("click.prompt", lambda *_args, **_kw: " 1, 2 "):
             self.assertTrue(typed("Which?", "1,2", yes=False))

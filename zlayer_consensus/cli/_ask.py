@@ -10,7 +10,7 @@ __all__ = ["confirmed", "typed"]
 
 
 def _require_terminal() -> None:
-    if not sys.stdin.isatty():
+    if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError("there is no terminal to ask on; --yes does it without asking")
 
 
