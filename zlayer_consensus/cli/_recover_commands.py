@@ -129,7 +129,7 @@ def plan_command(
         out.note("no plan was written")
         ctx.exit(ExitCode.CANNOT_OPEN)
     write_new_file(path, plan.to_json().encode())
-    out.note(f"apply it on each survivor: zconsensus recover apply {path} DIRECTORY")
+    out.note(f"apply it on each survivor, on node {plan.base} first: zconsensus recover apply {path} DIRECTORY")
 
 
 @recover_group.command("apply")
