@@ -343,7 +343,10 @@ def _is_done(identity: Identity, start: Start, manifest: Manifest | None, plan: 
     reset = _reset_of(start, manifest)
     found = (start.last, start.purged) if reset is None else (reset, reset)
     if (*found, start.hard_state) != (mine.last, mine.purged, mine.state):
-        raise CannotRecover(f"node {mine.node_id} has run since the plan was made: make another one")
+        raise CannotRecover(
+            f"node {mine.node_id} has run since the plan was made: make another one, or, if the base (node "
+            f"{plan.base}) is part of the new cluster already, go on without this node as one that is lost"
+        )
     return False
 
 
