@@ -4,6 +4,7 @@ import gc
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -115,6 +116,21 @@ class VerdictTests(SynchronousTestCase):
     def test_a_run_in_which_all_is_well_passed(self) -> None:
         outcome = self.run_rigged(self.inside(lambda: None))
         self.assertEqual((outcome.verdict, outcome.failed, outcome.at, outcome.events), ("passed", False, 10.0, 1))
+
+    def test_an_interrupt_ends_it_whoever_is_at_work(self) -> None:
+        """A Deferred would take the exception for its own."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.addCleanup(signal.signal, signal.SIGINT, before)
+        after: list[int] = []
+
+        def rig(world: World) -> None:
+            inside = ProcessClock(world.timeline)
+            inside.callLater(1.0, lambda: succeed(signal.SIGINT).addCallback(signal.raise_signal))
+            inside.callLater(2.0, after.append, 1)
+
+        self.assertRaises(KeyboardInterrupt, self.run_rigged, rig)
+        self.assertEqual(after, [])
+        self.assertIs(signal.getsignal(signal.SIGINT), signal.default_int_handler)
 
     def test_a_run_in_which_too_little_happened_did_not_pass(self) -> None:
         outcome = self.run_rigged(self.inside(lambda: None), enough=False)
@@ -240,6 +256,13 @@ class CommandLineTests(SynchronousTestCase):
             result = self.invoke(*arguments)
             self.assertEqual(result.exit_code, 2, (arguments, result.output, result.exception))
 
+    def test_an_interrupt_has_an_exit_code_of_its_own(self) -> None:
+        def interrupted(*_: Any, **__: Any) -> Outcome:
+            raise KeyboardInterrupt
+
+        self.patch(simulate, "run_plan", interrupted)
+        self.assertEqual(self.invoke("--seed", "1", "--trace").exit_code, 130)
+
     def test_each_failure_has_a_line_and_its_command(self) -> None:
         self.with_outcomes(outcome(1, "passed"), outcome(2, "safety", "one vote"), outcome(3, "safety", "one vote"))
         result = self.invoke("--seeds", "1..3", "--no-shrink")
@@ -270,6 +293,12 @@ class CommandLineTests(SynchronousTestCase):
         saved = Path(path).read_text(encoding="utf-8")
         self.assertEqual(load_plan(saved).faults, Plan.draw(4).faults[:1])
         self.assertIn("seed 4: safety: one vote", json.loads(saved)["reason"])
+
+    def test_a_plan_that_cannot_be_saved_does_not_hide_what_failed(self) -> None:
+        self.with_outcomes(outcome(4, "safety", "one vote"))
+        result = self.invoke("--seeds", "4", "--no-shrink", "--save-plan", "/there/is/none/plan.json")
+        self.assertEqual(result.exit_code, 10)
+        self.assertIn("The plan was not saved: /there/is/none/plan.json: No such file", result.output)
 
     def test_a_summary_for_programs_is_all_there_is_on_the_output(self) -> None:
         self.with_outcomes(outcome(1, "passed"), outcome(2, "vacuous"), outcome(3, "liveness", "liveness"))

@@ -112,12 +112,15 @@ def main(
         machine = load_application(application)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--application") from error
-    if seed is None and plan_file is None:
-        if seeds is None:
-            seeds = (1, None if minutes else 100)
-        sys.exit(_many(seeds, jobs, first, minutes, machine, options))
-    plan = Plan.draw(seed) if seed is not None else _load(plan_file or "")
-    sys.exit(_one(plan, machine, trace or trace_disk, trace_disk, options))
+    try:
+        if seed is None and plan_file is None:
+            if seeds is None:
+                seeds = (1, None if minutes else 100)
+            sys.exit(_many(seeds, jobs, first, minutes, machine, options))
+        plan = Plan.draw(seed) if seed is not None else _load(plan_file or "")
+        sys.exit(_one(plan, machine, trace or trace_disk, trace_disk, options))
+    except KeyboardInterrupt:
+        sys.exit(_INTERRUPTED)
 
 
 def _load(path: str) -> Plan:
@@ -237,7 +240,11 @@ def _shrink(plan: Plan, outcome: Outcome, application: Application, options: _Op
 
 def _save(plan: Plan, outcome: Outcome, options: _Options) -> None:
     if options.save_plan is not None:
-        Path(options.save_plan).write_text(dump_plan(plan, reason=str(outcome)), encoding="utf-8")
+        try:
+            Path(options.save_plan).write_text(dump_plan(plan, reason=str(outcome)), encoding="utf-8")
+        except OSError as error:
+            options.say(f"The plan was not saved: {options.save_plan}: {error.strerror}", colour="red")
+            return
         options.say(f"Saved; again: python -m zlayer_consensus.testing.simulate --plan {options.save_plan} --trace")
 
 

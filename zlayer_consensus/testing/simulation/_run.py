@@ -5,10 +5,13 @@ from __future__ import annotations
 import functools
 import gc
 import importlib
+import signal
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import attrs
@@ -174,8 +177,9 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
     world = World(plan, application, trace, trace_disk=trace_disk)
     globalLogPublisher._observers = [_Observer(world)]
     try:
-        world.run()
-        world.check()
+        with _interruptible(world):
+            world.run()
+            world.check()
     except Violation as violation:
         verdict = "liveness" if violation.invariant == "liveness" else "safety"
         seen = {"verdict": verdict, "invariant": violation.invariant, "text": violation.text}
@@ -193,6 +197,28 @@ def _run(plan: Plan, application: Application, trace: Callable[[Line], object] |
     world.recorder.finish()
     digest, timeline = world.recorder.digest, world.timeline
     return Outcome(seed=plan.seed, at=timeline.now, events=timeline.events, digest=digest, counts=counts, **seen)
+
+
+@contextmanager
+def _interruptible(world: World) -> Iterator[None]:
+    """Let an interrupt end the run between two events: raised within one, it may only fail somebody's Deferred."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        if world.timeline.interrupted:  # nothing has come of it
+            signal.default_int_handler(number, frame)
+        world.timeline.interrupted = True
+
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not usual or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if world.timeline.interrupted:  # perhaps in the last event
+            raise KeyboardInterrupt
 
 
 def _shortage(world: World) -> str:

@@ -73,6 +73,8 @@ class Timeline:
         """How many events have happened."""
         self.current: ProcessClock | None = None
         """In whose life the present event happens."""
+        self.interrupted = False
+        """Whether somebody wants it to end: then the next event does not happen."""
         self.after: Callable[[ProcessClock], object] = lambda _: None
         """Called after each event in the life of a process."""
         self._heap: list[tuple[float, int, Timer]] = []
@@ -95,6 +97,8 @@ class Timeline:
         heap = self._heap
         ask_at = self.now
         while heap:
+            if self.interrupted:
+                raise KeyboardInterrupt
             due, _, timer = heap[0]
             if due > end:
                 break
