@@ -135,6 +135,9 @@ class RepairedNodeTests(DisasterTestCase):
         while (await cluster.status(victim))["repair"]:
             self.assertLess(time.monotonic(), end)
             await cluster.sleep(0.1)
+        told = Path(cluster.nodes[victim].log_path).read_text(encoding="utf-8")
+        self.assertIn(f"was repaired (repair {done['repair_id']}): it does not vote", told)
+        self.assertIn(f"the log of node {victim} is complete again", told)
         await self.put(cluster, await cluster.leader(), ["after"])
         await self.agree(cluster, cluster.nodes)
         self.assertEqual([], await self.missing(cluster, victim, [*keys, "after"]))

@@ -208,6 +208,13 @@ class Runtime:
             applied=self.applier.applied,
             commit=core.commit,
         )
+        if core.repair:
+            self.log.warn(
+                "the log of node {node} was repaired (repair {repair}): it does not vote, and counts for nothing, "
+                "until the leader has found it complete",
+                node=self.node_id,
+                repair=core.repair.hex(),
+            )
         self.driver.begin()
         self.space.look()
         self.digests.start()
