@@ -1,11 +1,14 @@
 """Three nodes, each on a small file system of its own, written to until nothing goes any more; then cleared (S-10).
 
+In the end somebody else takes all that is left, at once, and the nodes are killed and started on that.
+
 ``python -m tests.acceptance.full_disks --megabytes 24``; only who may mount file systems can tell it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +19,7 @@ from typing import Any
 
 from zlayer_consensus.daemon._local_cluster import ClusterFailed
 
-from ._scene import PATIENCE, QUICK, Scene, tell, together
+from ._scene import PATIENCE, QUICK, STORAGE, Scene, tell, together
 from ._watch import Violation
 from ._wire import Answer, NoAnswer
 
@@ -81,9 +84,12 @@ class FullDisks:
             scene.say(f"after {deleted} deletions, {seconds:.1f} s later, writes go on")
             await self._put_one(f"again{round_number}", scene.running[0])
         await self._read_everything("again")
+        await self._clear()
         await scene.agree()
         if self._pids() != pids:
             raise Violation("a node was started again")
+        await self._suddenly()
+        await scene.agree()
         scene.nothing_in_the_logs(besides=scene.running)  # that a disk is full is worth a critical line
 
     def _pids(self) -> list[int]:
@@ -190,18 +196,81 @@ class FullDisks:
             if time.monotonic() - began > 2 * PATIENCE:
                 raise Violation(f"after {deleted} deletions there still is no space")
 
+    async def _clear(self) -> None:
+        """Delete until no disk is full: one that was needs more than one that was not, and takes nothing before."""
+        scene, end = self._scene, time.monotonic() + 2 * PATIENCE
+        while any([(await scene.watch.status(node_id))["full"] for node_id in scene.running]):
+            for key in list(self._there)[:50]:
+                answer = await self._call(await scene.leader(), "DELETE", f"/v1/kv/{key}")
+                del self._there[key]
+                if answer is None or answer.code != 200:
+                    self._perhaps.add(key)
+            await self._compact()
+            await scene.sleep(0.5)
+            if time.monotonic() > end:
+                raise Violation("a disk stays full though next to nothing is left")
+
+    async def _suddenly(self) -> None:
+        """Take all space while the nodes write, kill and start them: nothing is lost, and no start needs space."""
+        scene = self._scene
+        taken = [os.path.join(node.directory, "taken") for node in scene.cluster.nodes.values()]
+
+        async def write(writer: int) -> None:
+            for _ in range(40):
+                self._count += 1
+                await self._put_one(f"key{self._count}", scene.running[writer % len(scene.running)])
+
+        async def take() -> None:
+            for _ in range(4):
+                for path in taken:
+                    _take_all(path)
+                await scene.sleep(0.5)
+
+        await together([*map(write, range(_WRITERS)), take()])
+        for path in taken:
+            _take_all(path)
+        nodes = scene.running
+        scene.kill(nodes)
+        scene.restart(nodes)
+        await scene.cluster.wait_ready(timeout=PATIENCE)
+        await self._read_everything("started on a full disk")
+        key = next(iter(self._there))
+        answer = await self._call(await scene.leader(), "DELETE", f"/v1/kv/{key}")
+        if answer is None or answer.code != 200:
+            raise Violation(f"a deletion on full disks was answered with {answer}")
+        del self._there[key]
+        for path in taken:
+            os.remove(path)
+        end = time.monotonic() + PATIENCE
+        while await self._put_one(f"key{self._count}", await scene.leader()) != 200:
+            if time.monotonic() > end:
+                raise Violation("with space again there still are no writes")
+            await scene.sleep(0.2)
+        scene.say("all space was taken at once; with some again, writes go on")
+
+
+def _take_all(path: str) -> None:
+    """Write to a file until there is no space."""
+    with open(path, "ab", buffering=0) as file:
+        for size in (1 << 20, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
 
 def main() -> int:
     """Run it at full length."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--megabytes", type=int, default=48, help="size of each node's file system")
+    parser.add_argument("--values", choices=("memory", "disk"), default="memory", help="where the values are")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
     def story(scene: Scene) -> Coroutine[Any, Any, None]:
         return _on_small_disks(scene, options.megabytes << 20)
 
-    return tell("full disks", story, raft=RAFT, seed=options.seed, deadline=1800)
+    storage = {**STORAGE, "values": options.values}
+    return tell("full disks", story, raft=RAFT, storage=storage, seed=options.seed, deadline=1800)
 
 
 async def _on_small_disks(scene: Scene, size: int) -> None:
