@@ -49,6 +49,7 @@ KNOSSOS = """\
  {:process 2, :type :invoke, :f :read, :value nil}
  {:process 2, :type :ok, :f :read, :value 2}]
 """
+PUT = '{:process 0 :type :invoke :f :put :key "a" :value "1"}\n'
 KV = """\
 {:process 0, :type :invoke, :f :get, :key "a", :value nil}
 {:process 0, :type :ok, :f :get, :key "a", :value ""}
@@ -153,6 +154,7 @@ class FormatTests(SynchronousTestCase):
             ("kv", KV.replace('"xy"', "7"), "file:8: :value is not a string: 7"),
             ("kv", KV.replace(':key "a"', ":key 1", 1), "file:1: :key is not a string: 1"),
             ("kv", KV + "]", "file:9: unexpected ']'"),
+            ("kv", PUT + PUT.replace("invoke", "ok").replace('"a"', '"b"'), "ends put of 'b' while it does put of 'a'"),
         ):
             with self.assertRaisesRegex(FormatError, re.escape(expected)):
                 read_history(form, text.encode(), "file")  # type: ignore[arg-type]
@@ -183,7 +185,8 @@ class EdnTests(SynchronousTestCase):
             ("\n#_", "line 2: nothing follows #_"),
             ('"\\q"', "line 1: unknown escape \\q"),
             ("12x", "line 1: cannot read '12x'"),
-            ("1" * 5000, "line 1: "),
+            ("1" * 5000, "line 1: an integer of 5000 digits"),
+            ("{:a 1 :b 2\n:a 1}", "line 1: a map has a key twice"),
             ("[" * 200, "line 1: more than 100 levels of nesting"),
         ):
             with self.assertRaisesRegex(EdnError, re.escape(problem)):

@@ -127,6 +127,8 @@ class _Reader:
             found = Map(zip(items[::2], items[1::2], strict=True))
         except TypeError:
             raise EdnError(line, "a map is the key of a map") from None
+        if 2 * len(found) < len(items):
+            raise EdnError(line, "a map has a key twice")
         found.line = line
         return found
 
@@ -151,8 +153,8 @@ class _Reader:
                 return int(token.rstrip("N"))
             if _FLOAT.fullmatch(token):
                 return float(token.rstrip("M"))
-        except ValueError as error:
-            raise EdnError(line, str(error)) from None
+        except ValueError:
+            raise EdnError(line, f"an integer of {len(token)} digits") from None
         if token[0].isdigit() or token[0] == "\\":
             raise EdnError(line, f"cannot read {token!r}")
         return token

@@ -108,7 +108,8 @@ def _record(history: History, open_: dict[Hashable, tuple[int, _Event]], line: i
     if handle < 0:
         raise _Problem(line, f"process {event.process} ends what it has not begun")
     if (event.function, event.key) != (begun.function, begun.key):
-        raise _Problem(line, f"process {event.process} ends {event.function} while it does {begun.function}")
+        ends, does = (f"{each.function}{'' if each.key is None else f' of {each.key!r}'}" for each in (event, begun))
+        raise _Problem(line, f"process {event.process} ends {ends} while it does {does}")
     if event.kind == "info":
         history.unknown(handle)
     elif event.kind == "fail" and not event.refused:
