@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING, Any
 
 from ...network import SnapshotChunkReply
@@ -111,7 +111,7 @@ class Checker:
         """(index, term) of every entry that ever was: its check sum and the term before it."""
         self._machines: dict[int, tuple[int, int]] = {}
         self._ghosts: dict[int, Copy] = {}
-        """What was durable on disks that were repaired since, as long as that may still count."""
+        """What was durable on disks that were repaired since, as long as their logs are marked."""
 
     def violated(self, invariant: str, text: str) -> Violation:
         """Return the exception to raise."""
@@ -146,7 +146,8 @@ class Checker:
         """Its damaged log was cut and repaired: what is gone is not expected of it, and it may have forgotten votes.
 
         What was cut off may have been the truncation of an older end, which then stands there again.
-        What it has acknowledged before counted then; until :meth:`settled` somebody may still hear of it.
+        What it has acknowledged before counts on for a leader that has not heard of the repair: a majority that elects
+        another one includes all who hold that but for this node, which does not vote.
         """
         self._ghosts[node_id] = self.mirrors[node_id].durable
         left = list(positions(start))
@@ -157,12 +158,9 @@ class Checker:
         self.mirrors[node_id] = Mirror.repaired(start, marks, configs)
         self._votes = {key: candidate for key, candidate in self._votes.items() if key[1] != node_id}
 
-    def settled(self, node_id: int) -> None:
-        """Nobody waits any more for what it said before it was repaired."""
-        self._ghosts.pop(node_id, None)
-
     def whole(self, node_id: int) -> None:
         """The leader has found its log complete, and the mark of its repair is gone."""
+        self._ghosts.pop(node_id, None)
         if self.on_whole is not None:
             self.on_whole(node_id)
 
@@ -309,7 +307,9 @@ class Checker:
                 )
                 raise self.violated("commit of its own term", text)
             # In the same step it may have appended the next configuration.
-            self._commit(node_id, life.commit, commit, term, (core.membership, life.membership or core.membership))
+            memberships = (core.membership, life.membership or core.membership)
+            known = {peer for peer, each in core.progress().items() if each.repair} if self._ghosts else set()
+            self._commit(node_id, life.commit, commit, term, memberships, known)
         self._configuration(node_id, life, core)
         if role is Role.LEADER and (life.role is not Role.LEADER or term != life.term):
             self._elected(node_id, term)
@@ -365,7 +365,16 @@ class Checker:
         right = new.outgoing == (old.voters if new.voters != old.voters else frozenset())
         return "" if right else f"voters go from {sorted(old.voters)} to {new}"
 
-    def _commit(self, node_id: int, seen: int, commit: int, term: int, memberships: tuple[Membership, ...]) -> None:
+    def _commit(
+        self,
+        node_id: int,
+        seen: int,
+        commit: int,
+        term: int,
+        memberships: tuple[Membership, ...],
+        repaired: Set[int] = frozenset(),
+    ) -> None:
+        """Entries are committed by a node that knows of these repairs."""
         latest, committed = self.mirrors[node_id].latest, self.committed
         for index in range(max(seen, latest.base.index) + 1, commit + 1):
             found = latest.mark_at(index)
@@ -376,7 +385,7 @@ class Checker:
                     text = f"node {node_id} commits {found} at {index}, where {committed[index - 1]} was committed"
                     raise self.violated("commit is final", text)
                 continue
-            having = {i for i in self.mirrors if self._has(i, index, found)}
+            having = {i for i in self.mirrors if self._has(i, index, found, i not in repaired)}
             if not any(quorum(membership, having) for membership in memberships):
                 voters = [(sorted(each.voters), sorted(each.outgoing)) for each in memberships]
                 text = (
@@ -393,9 +402,10 @@ class Checker:
         if commit > len(committed):
             raise self.violated("commit", f"node {node_id} says {commit} is committed, known is {len(committed)}")
 
-    def _has(self, node_id: int, index: int, found: Mark) -> bool:
+    def _has(self, node_id: int, index: int, found: Mark, before: bool) -> bool:
+        """Say whether a node has an entry; or had it before its log was repaired, if that counts."""
         mirror, ghost = self.mirrors.get(node_id), self._ghosts.get(node_id)
-        if ghost is not None and ghost.covers(index, found):
+        if before and ghost is not None and ghost.covers(index, found):
             return True
         return mirror is not None and mirror.durable.covers(index, found)
 

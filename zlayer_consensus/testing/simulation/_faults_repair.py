@@ -42,8 +42,6 @@ def repair(host: Host) -> bool:
     except StorageCorrupt as error:
         raise world.checker.violated("repair", f"node {host.node_id} is damaged after its repair: {error}") from error
     world.checker.repaired(host.node_id, start_of(found.index))
-    # Until then somebody may still get an acknowledgement of before.
-    world.timeline.later(2 * world.plan.knobs.config.bulk_timeout, world.checker.settled, host.node_id)
     world.count("repair")
     if not identity.repair:
         world.quorums.found(host.node_id)  # it was found that nothing is missing
