@@ -197,9 +197,15 @@ class FullDisks:
                 raise Violation(f"after {deleted} deletions there still is no space")
 
     async def _clear(self) -> None:
-        """Delete until no disk is full: one that was needs more than one that was not, and takes nothing before."""
+        """Delete until no disk is full and nobody lags: one that was full needs more space, and takes nothing before.
+
+        One that has just enough may be full again with its next snapshot.
+        """
         scene, end = self._scene, time.monotonic() + 2 * PATIENCE
-        while any([(await scene.watch.status(node_id))["full"] for node_id in scene.running]):
+        while True:
+            found = [await scene.watch.status(node_id) for node_id in scene.running]
+            if not any(each["full"] for each in found) and len({each["applied"] for each in found}) == 1:
+                return
             for key in list(self._there)[:50]:
                 answer = await self._call(await scene.leader(), "DELETE", f"/v1/kv/{key}")
                 del self._there[key]
