@@ -197,14 +197,15 @@ class FullDisks:
                 raise Violation(f"after {deleted} deletions there still is no space")
 
     async def _clear(self) -> None:
-        """Delete until no disk is full and nobody lags: one that was full needs more space, and takes nothing before.
+        """Delete most of it, and go on until no disk is full and nobody lags: one that was full needs more space.
 
-        One that has just enough may be full again with its next snapshot.
+        With just enough, the next snapshot may fill it again.
         """
-        scene, end = self._scene, time.monotonic() + 2 * PATIENCE
+        scene, end, most = self._scene, time.monotonic() + 2 * PATIENCE, len(self._there) // 4
         while True:
             found = [await scene.watch.status(node_id) for node_id in scene.running]
-            if not any(each["full"] for each in found) and len({each["applied"] for each in found}) == 1:
+            agree = not any(each["full"] for each in found) and len({each["applied"] for each in found}) == 1
+            if agree and len(self._there) <= most:
                 return
             for key in list(self._there)[:50]:
                 answer = await self._call(await scene.leader(), "DELETE", f"/v1/kv/{key}")
