@@ -88,6 +88,38 @@ class FollowerTests(TestCase):
         c.advance(1.0)
         self.assertEqual((c[1].core.last, False), (c[3].core.last, c[1].core.progress()[3].full))
 
+    def test_it_gets_a_snapshot(self) -> None:
+        """What frees space may be among the entries that it does not get; it knows whether it has room."""
+        c = cluster()
+        fill(c, 3)
+        c.advance(0.5)
+        c[1].propose(*numbers(5))
+        c.advance(0.5)
+        c[1].snapshot()
+        c.advance(0.5)
+        self.assertEqual((c[1].core.commit, True), (c[3].core.commit, c[1].core.progress()[3].full))
+        behind = c[3].core.last
+        c[1].propose(b"x")
+        c.advance(0.5)
+        self.assertEqual(behind, c[3].core.last)
+
+    def test_it_gets_entries_after_all_when_others_are_full_too(self) -> None:
+        """It may have no room for the snapshot that is under way, and nobody has room without it."""
+        c = cluster()
+        c.hold_transfers = True
+        fill(c, 3)
+        c.advance(0.5)
+        c[1].propose(*numbers(5))
+        c.advance(0.5)
+        c[1].snapshot()
+        c.advance(0.5)
+        self.assertEqual("snapshot", c[1].core.progress()[3].state)
+        fill(c, 1, 2)
+        c.advance(0.5)
+        frees(c.leader(), b"delete")
+        c.advance(0.5)
+        self.assertEqual(b"delete", c[3].commands[-1])
+
     def test_a_full_learner_is_in_nobodys_way(self) -> None:
         c = cluster(4)
         fill(c, 4)

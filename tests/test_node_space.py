@@ -112,6 +112,31 @@ class FullDiskTests(SynchronousTestCase):
         self.assertFalse(full.metrics().full)
         self.assertEqual(100, c.result(full.read_state(lambda machine: len(machine.state))))
 
+    def test_one_full_node_gets_what_was_deleted_elsewhere(self) -> None:
+        """S-10: in a snapshot, for which it has room, as it takes no entries; also if no snapshot is due."""
+        for logs in (50, 10_000):
+            c = DiskCluster(self, **self.settings | {"snapshot_logs_since_last": logs})
+            c.begin(1, 2, 3)
+            c.run(1.0)
+            for number in range(200):
+                c.result(c.leader().propose(c.put(number)))
+            c.settle()
+            for node in c.nodes.values():
+                c.result(node.trigger("snapshot"))
+            full = c.followers()[0]
+            c.limit(full.node_id, room=1000)  # and what it frees at once
+            c.run(5.0)
+            c.limit(full.node_id, room=250_000)  # less than its own snapshot wants
+            c.run(5.0)
+            self.assertTrue(full.metrics().full)
+            c.result(c.leader().propose(c.put(200)))
+            for number in range(190):
+                c.result(c.leader().propose(["delete", f"k{number}"]))
+            c.run(120.0, 0.05)
+            c.settle()
+            self.assertFalse(full.metrics().full)
+            self.assertEqual(11, c.result(full.read_state(lambda machine: len(machine.state))))
+
     def test_all_full_nodes_are_left_by_deleting(self) -> None:
         """S-10, S-11: with what is deleted, with snapshots and purging; nobody has to start or to tell anything."""
         c = self.cluster

@@ -19,6 +19,8 @@ _EVERY = 1.0
 """Seconds between two looks."""
 _SNAPSHOT_FROM, _SNAPSHOT_TO = 2.0, 30.0
 """Seconds between two attempts to take a snapshot on a full disk; each that fails doubles them."""
+_OTHERS_TO = 300.0
+"""The same for snapshots that a leader takes because others are full, which may be of no use to them."""
 _HYSTERESIS = 1.25
 _SHARE = 8
 """The part of ``low_space_bytes`` whose coming into the log is reason to look."""
@@ -49,6 +51,7 @@ class Space:
         self._looked_at = 0
         self._marks: deque[tuple[int, int]] = deque()
         """Index and bytes of what was applied since the start; the first is where the newest entries begin."""
+        self._others_at, self._others_pause = 0.0, _SNAPSHOT_FROM
         self._stopped = False
         self._snapshot_at = 0.0
         self._pause = _SNAPSHOT_FROM
@@ -108,6 +111,8 @@ class Space:
             self._turn(short)
         if short:
             self._snapshot()
+        else:
+            self._snapshot_for_others()
 
     def _again(self) -> None:
         self._call = None
@@ -159,6 +164,19 @@ class Space:
         ):
             self._snapshot_at = now + self._pause
             self._pause = min(2 * self._pause, _SNAPSHOT_TO)
+            rt.builder.begin()
+
+    def _snapshot_for_others(self) -> None:
+        """Take one if members whose disks are full lack what none has: they get no entries, deletions neither."""
+        rt = self._rt
+        newest, now = rt.store.newest(), rt.clock.seconds()
+        position = newest.point.last.index if newest is not None else 0
+        lacking = [peer.match for peer in rt.core.progress().values() if peer.full and peer.match < rt.applier.applied]
+        if not lacking:
+            self._others_at, self._others_pause = 0.0, _SNAPSHOT_FROM
+        elif max(lacking) >= position and now >= self._others_at and rt.config.snapshot_policy != "never":
+            self._others_at = now + self._others_pause
+            self._others_pause = min(2 * self._others_pause, _OTHERS_TO)
             rt.builder.begin()
 
     def snapshot_taken(self) -> None:

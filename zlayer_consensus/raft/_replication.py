@@ -67,10 +67,19 @@ def replicate_all(s: State) -> None:
 
 def replicate(s: State, peer: int, p: Progress) -> None:
     """Send a peer as many appends as its window allows."""
-    if p.paused or p.reading or p.state is ProgressState.SNAPSHOT:
+    if p.paused or p.reading:
         return
-    if p.full and p.next <= s.log.last.index and (s.leader is None or not full_members(s, s.leader)):
-        return  # a majority has room without it; a heartbeat tells when it has, too
+    reserve = s.leader is not None and bool(full_members(s, s.leader))
+    if p.state is ProgressState.SNAPSHOT:
+        if not (p.full and reserve and s.log.id_at(p.next - 1)):
+            return
+        p.start_over(p.next)  # it has to take entries now, and may have no room for the snapshot
+    if p.full and p.next <= s.log.last.index and not reserve:
+        # A majority has room without it; a heartbeat tells when it has, too. What frees space may be among the entries
+        # that it does not get: it looks for itself whether it has room for a snapshot.
+        if s.snapshot is not None and s.snapshot.last.index >= p.next:
+            _start_snapshot(s, peer, p)
+        return
     config = s.config
     while _has_room(s, p):
         prev = s.log.id_at(p.next - 1)
@@ -125,7 +134,7 @@ def send_append(s: State, peer: int, p: Progress, prev: LogId, entries: Sequence
 
 
 def _start_snapshot(s: State, peer: int, p: Progress) -> None:
-    """What the peer needs was purged: it gets a snapshot (H-60), and the log behind that stays (H-65)."""
+    """What the peer lacks does not come from the log: it gets a snapshot (H-60). The log behind that stays (H-65)."""
     if s.snapshot is None or s.snapshot.last.index < p.next - 1:
         raise s.broken(f"entry {p.next - 1} was purged, but there is no snapshot that covers it")
     p.start_over(p.next)

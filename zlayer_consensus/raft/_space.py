@@ -2,7 +2,8 @@
 
 A member whose disk is full takes no new entries while a majority has room without it. When there is no such majority,
 the leader takes nothing but what frees space, and sends that, and what it had taken before, to everybody: it goes to
-the reserves. So what the reserves must hold is bounded by what was under way.
+the reserves. So what the reserves must hold is bounded by what was under way. One that is full alone gets snapshots:
+what frees space elsewhere would never reach it otherwise.
 """
 
 from __future__ import annotations
