@@ -176,7 +176,11 @@ class _Calm:
         waits = [timeline.now]
         for i in world.core:
             host = world.hosts[i]
-            waits += [host.stalled_until, host.process.clock.paused_until if host.process is not None else 0.0]
+            waits += [
+                host.stalled_until,
+                host.slow_until,
+                host.process.clock.paused_until if host.process is not None else 0.0,
+            ]
         begun = max(waits)
         timeline.run(begun)
         end = begun + self.limit()

@@ -68,6 +68,8 @@ class Host:
         self.stalled_until = 0.0
         self.sluggish = 1.0
         """How many times slower than usual its disk is."""
+        self.slow_until = 0.0
+        """When the disk will have done what it began while it was slow."""
         world.owners[self.address] = node_id
 
     @property
@@ -167,6 +169,8 @@ class Host:
         timeline = self.world.timeline
         mean = self.world.plan.knobs.disk_latency * self.sluggish
         delay = self.random.expovariate(1 / mean) if mean else 0.0
+        if self.sluggish > 1.0:
+            self.slow_until = max(self.slow_until, timeline.now + delay)
         return max(delay, self.stalled_until - timeline.now)
 
     def wall_clock(self) -> float:
