@@ -21,6 +21,19 @@ class PowerFailure(BaseException):
     """Ends whatever runs; nothing of ours may catch it."""
 
 
+def fail_power(files: SimulatedFileSystem, nth: int) -> None:
+    """Let the power fail before the ``nth`` operation from now on, and before all that follow."""
+    count = 0
+
+    def before(_operation: str, _path: str) -> None:
+        nonlocal count
+        count += 1
+        if count >= nth:
+            raise PowerFailure
+
+    files.before = before
+
+
 def member(node_id: int) -> Member:
     return Member(node_id, bytes([node_id]) * 16, f"host-{node_id}:7001", f"host-{node_id}:80")
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 from zope.interface import implementer
 
-from tests.snapshot_kit import NEW, OLD, ROOT, Case, PowerFailure, ignore, point
+from tests.snapshot_kit import NEW, OLD, ROOT, Case, PowerFailure, fail_power, ignore, point
 from zlayer_consensus import _cbor
 from zlayer_consensus.errors import (
     ConfigError,
@@ -411,15 +411,7 @@ class LinkCrashTests(LinkCase):
         self.fail("the work never ended")
 
     def run_until(self, files: SimulatedFileSystem, nth: int) -> bool:
-        count = 0
-
-        def before(operation: str, path: str) -> None:
-            nonlocal count
-            count += 1
-            if count >= nth:
-                raise PowerFailure
-
-        files.before = before
+        fail_power(files, nth)
         try:
             store = self.opened(files)
             for step in self.saving(store, 9, NEW, "first", "second"):
@@ -577,15 +569,7 @@ class TakenAgainTests(LinkCase):
         self.fail("the work never ended")
 
     def run_until(self, nth: int) -> bool:
-        count = 0
-
-        def before(operation: str, path: str) -> None:
-            nonlocal count
-            count += 1
-            if count >= nth:
-                raise PowerFailure
-
-        self.files.before = before
+        fail_power(self.files, nth)
         try:
             self.again()
         except PowerFailure:

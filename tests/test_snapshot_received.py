@@ -11,7 +11,7 @@ from zlayer_consensus.storage import FileStateMachine, ISnapshotReceiver, Manife
 from zlayer_consensus.storage._snapshot_format import seal_manifest
 from zlayer_consensus.testing import SimulatedFileSystem
 
-from .snapshot_kit import NEW, OLD, ROOT, Case, PowerFailure, point
+from .snapshot_kit import NEW, OLD, ROOT, Case, PowerFailure, fail_power, point
 
 CHUNKS = tuple(bytes([n]) * 300 for n in range(10))
 PIECE = 130
@@ -128,15 +128,7 @@ class ResumeTests(ReceivedCase):
         self.fail("the work never ended")
 
     def run_until(self, files: SimulatedFileSystem, nth: int) -> bool:
-        count = 0
-
-        def before(operation: str, path: str) -> None:
-            nonlocal count
-            count += 1
-            if count >= nth:
-                raise PowerFailure
-
-        files.before = before
+        fail_power(files, nth)
         try:
             store = self.opened(files)
             receiver = store.receiver(self.manifest)
