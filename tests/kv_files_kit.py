@@ -30,6 +30,7 @@ from zlayer_consensus.kv import (
 )
 from zlayer_consensus.storage import ApplyContext, IExecutor, InlineExecutor, IStateSink, StateFile
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing.crashes import outcome
 
 VALUES = "/values"
 SNAPSHOTS = "/snap"
@@ -109,16 +110,6 @@ def make_machine(
     )
 
 
-def outcome(waiting: Deferred[Any]) -> Any:
-    """Return what a Deferred has fired with, or raise its error."""
-    results: list[Any] = []
-    _ = waiting.addBoth(results.append)
-    [result] = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
-
-
 def opened(files: SimulatedFileSystem, *args: Any, **settings: Any) -> FileKeyValueMachine:
     """Return an open machine whose calls complete at once."""
     machine = make_machine(files, *args, **settings)
@@ -149,7 +140,7 @@ def link(files: SimulatedFileSystem, named: Sequence[StateFile], directory: str 
 def take(machine: FileKeyValueMachine) -> tuple[list[bytes], list[StateFile]]:
     """Return a snapshot: stream and files, which stay as long as the machine needs them."""
     pieces = machine.snapshot()
-    files = list(outcome(machine.sealed()))
+    files = [*outcome(machine.sealed())]
     return list(pieces), files
 
 

@@ -13,11 +13,12 @@ from twisted.web.server import Site
 
 from tests import test_client_api as memory
 from tests.fake_node import FakeNode
-from tests.kv_files_kit import VALUES, ManualExecutor, make_machine, opened, outcome
+from tests.kv_files_kit import VALUES, ManualExecutor, make_machine, opened
 from tests.node_cluster import NodeCluster
 from zlayer_consensus.daemon._api import client_resource
 from zlayer_consensus.storage import FileStateMachine, InlineExecutor
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing.crashes import outcome
 
 
 class _InFiles:

@@ -9,10 +9,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from tests.kv_files_kit import VALUES, ManualExecutor, apply, link, make_machine, opened, outcome, restore
+from tests.kv_files_kit import VALUES, ManualExecutor, apply, link, make_machine, opened, restore
 from zlayer_consensus.errors import InvariantBroken, StorageFailed
 from zlayer_consensus.kv import Delete, FileKeyValueMachine, KeyValueMachine, Put
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing.crashes import outcome
 
 SLICE = 256 << 10
 

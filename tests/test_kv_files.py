@@ -19,7 +19,6 @@ from tests.kv_files_kit import (
     link,
     make_machine,
     opened,
-    outcome,
     restore,
 )
 from tests.test_store_contracts import failing
@@ -34,6 +33,7 @@ from zlayer_consensus.kv import (
 )
 from zlayer_consensus.storage import ApplyContext, IFileSystem, IStateMachine, IStateSink, StateFile
 from zlayer_consensus.testing import SimulatedFileSystem, StateMachineFilesContract
+from zlayer_consensus.testing.crashes import outcome
 
 
 class Blocking(FileKeyValueMachine):

@@ -6,9 +6,7 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
-from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from tests.kv_files_kit import Commands, apply, make_machine
@@ -18,6 +16,7 @@ from zlayer_consensus.kv import FileKeyValueMachine, KeyValueMachine
 from zlayer_consensus.storage import FileStateMachine, InlineExecutor, Manifest
 from zlayer_consensus.storage.inspection import list_snapshots, verify_parts
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing.crashes import outcome
 
 VALUES = "/data/values"
 HISTORY = 12
@@ -44,14 +43,14 @@ class Life:
 
     def open(self) -> int:
         """Open the store, load the newest snapshot, and return its index; 0 if there is none."""
-        if done(self.store.open()) is not None:
+        if outcome(self.store.open()) is not None:
             self.load()
         return self.index
 
     def load(self) -> None:
         reader = self.store.reader()
-        sink = done(self.machine.restore_files(reader.files)) if reader.files else self.machine.restore()
-        while (chunk := done(reader.next_chunk())) is not None:
+        sink = outcome(self.machine.restore_files(reader.files)) if reader.files else self.machine.restore()
+        while (chunk := outcome(reader.next_chunk())) is not None:
             sink.write(chunk)
         sink.finish()
         reader.close()
@@ -68,8 +67,8 @@ class Life:
         writer = self.store.writer(point(self.index))
         try:
             for piece in pieces:
-                done(writer.write(piece))
-            done(writer.publish(done(sealed)))
+                outcome(writer.write(piece))
+            outcome(writer.publish(outcome(sealed)))
         finally:
             pieces.close()  # type: ignore[attr-defined]
 
@@ -81,17 +80,7 @@ class Life:
                 raise failed
 
     def close(self) -> None:
-        done(self.store.close())
-
-
-def done(waiting: Deferred[Any]) -> Any:
-    """Return what a Deferred has fired with; a power failure ends the program."""
-    results: list[Any] = []
-    _ = waiting.addBoth(results.append)
-    [result] = results
-    if isinstance(result, Failure):
-        result.raiseException()
-    return result
+        outcome(self.store.close())
 
 
 class FileCrashTests(SynchronousTestCase):
@@ -123,7 +112,7 @@ class FileCrashTests(SynchronousTestCase):
         self.assertEqual((machine.digest(), machine.index), (model.digest(), model.index))
         self.assertEqual(machine.compacted_revision, model.compacted_revision)
         for revision in range(model.compacted_revision, model.revision + 1):
-            self.assertEqual(done(machine.range(revision=revision)), model.range(revision=revision))
+            self.assertEqual(outcome(machine.range(revision=revision)), model.range(revision=revision))
 
     def reopen(self, files: SimulatedFileSystem, allowed: set[int]) -> None:
         """Start again: what is found must be allowed, and the machine must go on from it as all others do."""
@@ -209,8 +198,8 @@ class FileCrashTests(SynchronousTestCase):
         receiver = life.store.receiver(self.manifest)
         for part, data in enumerate(self.parts):
             for offset in range(0, len(data), 300):
-                done(receiver.write(part, offset, data[offset : offset + 300]))
-        done(receiver.publish())
+                outcome(receiver.write(part, offset, data[offset : offset + 300]))
+        outcome(receiver.publish())
         yield 60
         life.load()
         life.apply(64)
@@ -244,7 +233,7 @@ class FileCrashTests(SynchronousTestCase):
         reader = leader.store.reader()
         self.manifest = reader.manifest
         self.assertGreater(self.manifest.files, 1)
-        self.parts = [done(reader.read(part, 0, size)) for part, (size, _) in enumerate(self.manifest.parts)]
+        self.parts = [outcome(reader.read(part, 0, size)) for part, (size, _) in enumerate(self.manifest.parts)]
         files = self.with_snapshots(self.disk())
         self.indexes = (28, 60, 64)
         self.everywhere(self.installation, files, 28)
@@ -305,9 +294,9 @@ class FileCrashTests(SynchronousTestCase):
             for revision in range(model.compacted_revision, model.revision + 1):
                 for kv in model.range(revision=revision).kvs:
                     try:
-                        self.assertEqual(done(life.machine.get(kv.key, revision)), kv)
+                        self.assertEqual(outcome(life.machine.get(kv.key, revision)), kv)
                     except StorageCorrupt:
-                        self.assertIsInstance(done(life.machine.failed()), StorageCorrupt)
+                        self.assertIsInstance(outcome(life.machine.failed()), StorageCorrupt)
             transfer = Life(files.crash("all"), self.log)
             transfer.open()
             self.failureResultOf(transfer.store.reader().read(part, 0, 10), StorageCorrupt)

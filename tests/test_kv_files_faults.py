@@ -21,7 +21,6 @@ from tests.kv_files_kit import (
     link,
     make_machine,
     opened,
-    outcome,
     restore,
     take,
 )
@@ -39,6 +38,7 @@ from zlayer_consensus.kv import (
     Comparison,
     Delete,
     FileKeyValueMachine,
+    KeyValue,
     KeyValueMachine,
     Put,
     Range,
@@ -51,8 +51,15 @@ from zlayer_consensus.kv._value_files import MAGIC
 from zlayer_consensus.storage import StateFile
 from zlayer_consensus.testing import SimulatedFileSystem
 from zlayer_consensus.testing._simfs import _SimulatedFile
+from zlayer_consensus.testing.crashes import outcome
 
 HEADER = struct.calcsize("<IIIQ")
+
+
+def value(waiting: Deferred[KeyValue | None]) -> bytes:
+    found = outcome(waiting)
+    assert found is not None
+    return found.value
 
 
 class Case(SynchronousTestCase):
@@ -127,7 +134,7 @@ class WriteBehindTests(Case):
             self.reader.work()
             self.reader.tell()
         self.assertEqual(jobs, 2)
-        self.assertEqual([outcome(each).value for each in waiting], [b"value %d" % number for number in range(50)])
+        self.assertEqual([value(each) for each in waiting], [b"value %d" % number for number in range(50)])
 
     def test_memory_is_bounded_while_the_disk_does_nothing(self) -> None:
         """The node is held back before the next command, and goes on when half of the buffer is free."""
@@ -473,7 +480,7 @@ class FailureTests(Case):
         closing = self.machine.close()
         self.settle()
         self.successResultOf(closing)
-        self.assertEqual(outcome(first).value, b"1")
+        self.assertEqual(value(first), b"1")
         self.failureResultOf(second, NodeStopped)
         self.failureResultOf(self.machine.get(b"a"), NodeStopped)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -511,7 +518,7 @@ class DamageTests(Case):
             waiting = self.machine.get(key)
             self.settle()
             try:
-                found[key] = outcome(waiting).value
+                found[key] = value(waiting)
             except StorageCorrupt as damage:
                 found[key] = (damage.path, damage.offset)
         self.machine._storage.failure = None
