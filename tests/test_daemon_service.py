@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from itertools import count
 from typing import Any
 from unittest import mock
 
@@ -223,11 +224,30 @@ class LogLevelTests(SynchronousTestCase):
 
 
 class CollectorTests(SynchronousTestCase):
-    def test_recovered_state_is_not_looked_at_again(self) -> None:
+    def setUp(self) -> None:
         thresholds, callbacks = gc.get_threshold(), list(gc.callbacks)
         self.addCleanup(gc.set_threshold, *thresholds)
         self.addCleanup(gc.unfreeze)
         self.addCleanup(gc.callbacks.__setitem__, slice(None), callbacks)
+
+    def test_no_collection_comes_upon_many_new_objects(self) -> None:
+        seconds = count()  # so that each collection is a long one
+        calm_collector(Collections(lambda: next(seconds)))
+        looked_at = [0, 0, 0]
+
+        def note(phase: str, info: dict[str, int]) -> None:
+            if phase == "start":
+                oldest = info["generation"]
+                objects = sum(len(gc.get_objects(generation)) for generation in range(oldest + 1))
+                looked_at[oldest] = max(looked_at[oldest], objects)
+
+        gc.callbacks.append(note)
+        state = [[number] for number in range(500_000)]
+        self.assertGreater(looked_at[2], 0, "of so many objects some are looked at by a full collection")
+        self.assertLess(looked_at[1], 100_000)
+        self.assertLess(looked_at[2], len(state) / 2)
+
+    def test_recovered_state_is_not_looked_at_again(self) -> None:
         before = [[number] for number in range(1000)]
         times = iter([0.0, 0.001, 1.0, 2.0, 3.0, 3.5])
         collections = Collections(lambda: next(times))
