@@ -64,7 +64,9 @@ def main() -> None:
 
     def tell() -> None:
         if probes:
-            found = probes.pop().metrics()
+            last = probes.pop()
+            last.stop()
+            found = last.metrics()
             assert found is not None
             print(f"{found.longest * 1000:.1f}", flush=True)
         probe = LoopProbe(clock, time.perf_counter, None, _INTERVAL)
