@@ -6,6 +6,7 @@ from collections import Counter
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -180,6 +181,14 @@ class UnknownOutcomeTests(NodeTestCase):
         self.cluster.result(self.cluster.leader().propose(["set", "a", 1]))
 
 
+def _turn(clock: Clock) -> None:
+    """Make the calls that are due, as a reactor does: what they ask for at once is for the next turn."""
+    for call in [call for call in clock.calls if call.getTime() <= clock.seconds()]:
+        clock.calls.remove(call)
+        call.called = 1
+        call.func(*call.args, **call.kw)
+
+
 class SliceTests(SynchronousTestCase):
     def test_applying_lets_the_reactor_go_on(self) -> None:
         """Entries that take their time are applied in slices; timers, and so heartbeats, run in between."""
@@ -228,6 +237,38 @@ class SliceTests(SynchronousTestCase):
         cluster.result(waiting)
         self.assertEqual(sum(groups.values()), len(requests))
         return groups
+
+    def test_rpcs_that_arrive_together_share_a_slice(self) -> None:
+        """Each brings an entry that may be applied; all of them hold up the reactor no longer than one would."""
+        cluster = NodeCluster(self)
+        cluster.network.default.delay = (0.01, 0.01)
+        applied: list[list[str]] = []
+
+        def make_machine() -> MemStateMachine:
+            commands: list[str] = []
+            applied.append(commands)
+
+            def slow(state: dict[str, Any], command: Any) -> None:
+                commands.append(command)
+                if commands is applied[lagging - 1]:
+                    cluster.clock.rightNow += 0.004
+
+            return MemStateMachine({}, slow)
+
+        lagging = 0
+        cluster.make_machine = make_machine
+        lead = cluster.begin(1, 2, 3)
+        lagging = next(node_id for node_id, node in cluster.nodes.items() if node is not lead)
+        commands, path = applied[lagging - 1], (lead.address, cluster.address(lagging))
+        cluster.network.clog(*path)
+        for number in range(6):
+            cluster.result(lead.propose(str(number)))
+        cluster.network.unclog(*path)
+        cluster.clock.rightNow += 0.01
+        _turn(cluster.clock)
+        self.assertTrue(commands)
+        self.assertLessEqual(len(commands), 3)
+        cluster.until(lambda: len(commands) == 6)
 
     def test_large_entries_are_applied_in_small_slices(self) -> None:
         """One slice is over after its time, however few entries that is, and however they are fetched."""

@@ -35,6 +35,9 @@ __all__ = ["REST_SECONDS", "SLICE_SECONDS", "Applier", "KeptReply"]
 
 SLICE_SECONDS = 0.01
 """How long work that can be divided holds the reactor at once."""
+_MOMENT_SECONDS = 0.001
+"""Of many that ask for a slice in one turn of the reactor, as RPCs that arrive together do, one that takes longer is
+the last: the others' entries wait for the next turn."""
 REST_SECONDS = SLICE_SECONDS / 2
 """How long work for which nobody waits rests between two slices. The loop is free for others then; and the scheduler
 gives the processor at once to a process that sleeps now and then, and lets one wait that never does."""
@@ -128,7 +131,8 @@ class Applier:
 
     def _slice(self) -> None:
         clock = self._rt.clock
-        end = clock.seconds() + SLICE_SECONDS
+        began = clock.seconds()
+        end = began + SLICE_SECONDS
         in_time = True
         while in_time and self.applied < self.commit and not self._halted:
             entries = self._rt.core.entries(self.applied + 1, self.commit, _FETCH_BYTES)
@@ -137,7 +141,7 @@ class Applier:
                 break
             in_time = self._apply_some(entries, end)
         self._progress()
-        if not in_time and not self._halted:
+        if not self._halted and (not in_time or clock.seconds() > began + _MOMENT_SECONDS):
             self._later = clock.callLater(0, self._go_on)
 
     def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:
