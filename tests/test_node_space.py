@@ -193,6 +193,23 @@ class FullDiskTests(SynchronousTestCase):
         error = c.error(c.leader().propose(["set", "x", "y"]), OutOfSpace)
         self.assertEqual(tuple(sorted(others)), error.nodes)
 
+    def test_a_snapshot_leaves_space_to_the_log(self) -> None:
+        """S-10: what is under way when a disk is full has to be written still; a log without space ends the node."""
+        c = DiskCluster(self, **self.settings | {"snapshot_logs_since_last": 10_000})
+        node = c.begin(1)
+        for number in range(300):
+            c.result(node.propose(c.put(number)))
+        disk = c.disks[1]
+        for room, taken in ((330_000, False), (480_000, True)):  # the state is some 300 000 bytes
+            c.limit(1, room=room)
+            lowest = room
+            for _ in range(1000):
+                c.clock.advance(0.01)
+                lowest = min(lowest, (disk.capacity or 0) - disk.used())
+            self.assertGreater(lowest, 49_000)
+            self.assertEqual(taken, node.metrics().snapshot is not None)
+        self.assertFalse(node.metrics().stopped)
+
     def test_a_snapshot_for_which_there_is_no_room_waits(self) -> None:
         """S-11, A-26: it is announced again and again, and taken when there is room."""
         c = self.cluster

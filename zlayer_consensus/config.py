@@ -78,7 +78,8 @@ class ConsensusConfig:
     :param session_ttl_ms: idle time, by the log's clock, after which a session expires.
     :param max_sessions: sessions kept; the least recently used goes first.
     :param session_window: replies kept per session, for retries of concurrent commands.
-    :param low_space_bytes: the disk counts as full when less is free than this and another snapshot take.
+    :param low_space_bytes: the disk counts as full when less is free than this and another snapshot take. It should be
+        twice ``max_pending_bytes`` or more: what was admitted before is still written.
     :param log_cache_bytes: memory for recent entries, their objects included; older ones are read from the store.
     :param scrub_bytes_per_second: how fast log and snapshots are read again in the background; 0 is not at all.
     :param scrub_interval: seconds between two passes of that.
@@ -114,7 +115,7 @@ class ConsensusConfig:
     session_ttl_ms: int = attrs.field(default=3_600_000, validator=_number(1, 1 << 50))
     max_sessions: int = attrs.field(default=10_000, validator=_number(1, 10_000_000))
     session_window: int = attrs.field(default=64, validator=_number(1, 65_536))
-    low_space_bytes: int = attrs.field(default=64 << 20, validator=_number(0, 1 << 50))
+    low_space_bytes: int = attrs.field(default=128 << 20, validator=_number(0, 1 << 50))
     log_cache_bytes: int = attrs.field(default=8 << 20, validator=_number(0, _GIB))
     scrub_bytes_per_second: int = attrs.field(default=4 << 20, validator=_number(0, 1 << 40))
     scrub_interval: float = attrs.field(default=86_400.0, validator=_number(0.001, 31_536_000))

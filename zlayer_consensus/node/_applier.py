@@ -81,6 +81,8 @@ class Applier:
         self.bytes_since_snapshot = 0
         self.bytes_applied = 0
         """Bytes of all entries that were applied since the start."""
+        self.bytes_covered = 0
+        """How many of those the newest snapshot has."""
         self._pumping = False
         self._halted = True
         self._reading = False
@@ -380,6 +382,7 @@ class Applier:
         self.time_ms = max(self.time_ms, point.time_ms)
         self.commit = max(self.commit, point.last.index)
         self.count_anew()
+        self.bytes_covered = self.bytes_applied
         rt.digests.forget()
         rt.digests.note(self.applied)
         return point

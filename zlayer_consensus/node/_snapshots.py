@@ -90,6 +90,7 @@ class SnapshotBuilder:
         former = newest if newest is not None and newest.point.last.index == applier.applied else None
         point = SnapshotPoint(applier.last, core.membership_at(applier.applied), applier.time_ms)
         applier.count_anew()
+        covered = applier.bytes_applied
         # All is fixed here, in one step; it is read later, in slices.
         try:
             machine = self._rt.store.machine
@@ -98,7 +99,7 @@ class SnapshotBuilder:
         except Exception:
             self._ended(Failure())
             return
-        task = self._task = Deferred.fromCoroutine(self._build(point, pieces, files, former))
+        task = self._task = Deferred.fromCoroutine(self._build(point, pieces, files, former, covered))
         _ = task.addBoth(self._ended)
 
     async def _build(
@@ -107,8 +108,13 @@ class SnapshotBuilder:
         pieces: _Joined,
         files: Deferred[Sequence[StateFile]],
         former: Manifest | None,
+        covered: int,
     ) -> None:
-        """:param former: the newest snapshot, if it is of this point, and this one is to take its place."""
+        """Write and publish one.
+
+        :param former: the newest snapshot, if it is of this point, and this one is to take its place.
+        :param covered: of the bytes that were applied, how many it has.
+        """
         rt = self._rt
         writer: ISnapshotWriter | None = None
         try:
@@ -131,6 +137,7 @@ class SnapshotBuilder:
             self._publishing = True
             await writer.publish(sealed)
             writer = None
+            rt.applier.bytes_covered = covered
             # Only now may the log be purged, and the files go that the snapshot has its own names for.
             if former is None:
                 rt.driver.input(rt.core.snapshot_taken, point)
@@ -143,9 +150,18 @@ class SnapshotBuilder:
                 _ = self._aborting.addErrback(lambda failure: rt.log.failure("A snapshot was not removed", failure))
 
     async def _drain(self, writer: ISnapshotWriter, pieces: Iterator[bytes]) -> None:
-        clock = self._rt.clock
+        """Write it, as long as enough is left for the log: a log without space would be the end of the node (S-10)."""
+        clock, space = self._rt.clock, self._rt.space
         end = clock.seconds() + SLICE_SECONDS
+        kept = space.for_log()
+        room = space.room(kept)
         for piece in pieces:
+            room -= len(piece)
+            if room < 0:
+                await space.measure()
+                room = space.room(kept) - len(piece)
+                if room < 0:
+                    raise StorageFull("writing", "the snapshot", f"the last {space.free} bytes are for the log")
             await writer.write(piece)
             if clock.seconds() >= end:
                 await self._rt.sleep(REST_SECONDS)

@@ -26,6 +26,9 @@ _SHARE = 8
 """The part of ``low_space_bytes`` whose coming into the log is reason to look."""
 _KEPT_SHARE = 2
 """The part of ``low_space_bytes`` that the newest entries take which are kept in the log, snapshot or not."""
+_LOG_SHARE = 2
+"""The part of ``low_space_bytes`` that a snapshot leaves to the log: what is under way still has to be written there.
+Of less than twice as much, it leaves the half: without any snapshot nothing in the log could ever be purged."""
 
 
 class Space:
@@ -83,13 +86,30 @@ class Space:
         if self._rt.log_store.full and not self.full:
             self.look()
 
+    def for_log(self) -> int:
+        """Return how many bytes a snapshot that is begun now has to leave to the log."""
+        least = self._rt.config.low_space_bytes // _LOG_SHARE
+        return least if self.free is None else min(least, self.free // 2)
+
+    def room(self, kept: int) -> int:
+        """Return how many bytes may be written, besides the log, before somebody measures again.
+
+        :param kept: bytes that are to stay free.
+        """
+        return 1 << 60 if self.free is None else self.free - kept
+
+    async def measure(self) -> None:
+        """See how much is free. What follows from it waits for the next look."""
+        self.free = await self._rt.log_store.space(self._wanted())
+
     def _wanted(self) -> int:
         """Return how many bytes should be free: another snapshot has to fit, and what comes until the next look."""
         rt = self._rt
         size = 0
         if self.full or not rt.builder.busy:  # else it is being written already
             newest = rt.store.newest()
-            size = rt.applier.bytes_since_snapshot + (newest.stream_size if newest is not None else 0)
+            size = newest.stream_size if newest is not None else 0
+            size += rt.applier.bytes_applied - rt.applier.bytes_covered
         return int((rt.config.low_space_bytes + size) * (_HYSTERESIS if self.full else 1.0))
 
     def _failed(self, failure: Failure) -> None:
