@@ -67,6 +67,7 @@ acceptance: venv ## Kill, stop and starve real nodes for several minutes, and se
 	@$(BIN)/python -m tests.acceptance.stopped follower --seconds 10 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.stopped leader --seconds 10 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.broken_off --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.full_disks --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.full_disks --values disk --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.larger_than_memory

@@ -29,7 +29,7 @@ from ._scene import CALM, Scene, tell, together
 from ._watch import Violation
 from ._wire import NoAnswer
 
-__all__ = ["SnapshotLoad", "main", "settings"]
+__all__ = ["SnapshotLoad", "fill", "main", "settings", "take_snapshot"]
 
 _BATCH = 100
 """Keys in one transaction while the store is filled."""
@@ -105,33 +105,16 @@ class SnapshotLoad:
         scene = self._scene
         try:
             await scene.start()
-            await self._fill()
+            began = time.monotonic()
+            await fill(scene, range(self._keys))
+            await scene.agree()
+            scene.say(f"{self._keys} keys, {self._keys / (time.monotonic() - began):.0f}/s")
             await together([self._measure(), self._write(), self._tell()])
         finally:
             self._noise.stop()
         scene.nothing_in_the_logs()
 
     # What goes on all the time.
-
-    async def _fill(self) -> None:
-        scene, began = self._scene, time.monotonic()
-        leader = await scene.leader()
-        numbers = iter(range(0, self._keys, _BATCH))
-
-        async def work() -> None:
-            for first in numbers:
-                puts = [
-                    {"op": "put", "key": _b64(_key(number)), "value": _b64(content(str(number), 1))}
-                    for number in range(first, min(first + _BATCH, self._keys))
-                ]
-                answer = await scene.caller.post(leader, "/v1/txn", {"success": puts}, timeout=30)
-                if answer.code != 200:
-                    raise ClusterFailed(f"filling: {answer.code} {answer.body!r}")
-
-        await together([work() for _ in range(4)])
-        await scene.agree()
-        seconds = time.monotonic() - began
-        scene.say(f"{self._keys} keys, {self._keys / seconds:.0f}/s")
 
     async def _write(self) -> None:
         """Change keys all over the store, at an even rate."""
@@ -218,14 +201,8 @@ class SnapshotLoad:
         await self._scene.until(lambda: self._written > index + 10, "something new to be taken")
         noise, began = self._noise.lines(), time.monotonic()
         await self._begin(self._scene.running)
-        await together([self._snapshot(node_id) for node_id in nodes])
+        await together([take_snapshot(self._scene, node_id) for node_id in nodes])
         await self._end(what, began, noise)
-
-    async def _snapshot(self, node_id: int) -> int:
-        answer = await self._scene.caller.post(node_id, "/v1/snapshot", {}, timeout=300)
-        if answer.code != 200:
-            raise ClusterFailed(f"node {node_id} took no snapshot: {answer.code} {answer.body!r}")
-        return int(answer.value["snapshot"]["index"])
 
     async def _sent(self, what: str, leader: int, down: int) -> None:
         """A node comes back that needs a snapshot, and gets it."""
@@ -234,7 +211,7 @@ class SnapshotLoad:
         await scene.stop([down])
         goal = self._written + 3 * _KEPT
         await scene.until(lambda: self._written >= goal, "writes while a node is down")
-        index = await self._snapshot(leader)
+        index = await take_snapshot(scene, leader)
         purged = (await scene.watch.status(leader))["purged"]
         if purged <= missed:
             raise ClusterFailed(f"the leader has entry {missed + 1} still, it purged up to {purged}")
@@ -261,6 +238,32 @@ class SnapshotLoad:
                 return
             await scene.sleep(0.1)
         raise ClusterFailed(f"node {down} has not installed the snapshot of index {index}")
+
+
+async def fill(scene: Scene, numbers: range) -> None:
+    """Put keys with these numbers, many in a transaction."""
+    leader = await scene.leader()
+    starts = iter(range(numbers.start, numbers.stop, _BATCH))
+
+    async def work() -> None:
+        for first in starts:
+            puts = [
+                {"op": "put", "key": _b64(_key(number)), "value": _b64(content(str(number), 1))}
+                for number in range(first, min(first + _BATCH, numbers.stop))
+            ]
+            answer = await scene.caller.post(leader, "/v1/txn", {"success": puts}, timeout=30)
+            if answer.code != 200:
+                raise ClusterFailed(f"filling: {answer.code} {answer.body!r}")
+
+    await together([work() for _ in range(4)])
+
+
+async def take_snapshot(scene: Scene, node_id: int) -> int:
+    """Have a node take a snapshot, and return the index of it."""
+    answer = await scene.caller.post(node_id, "/v1/snapshot", {}, timeout=300)
+    if answer.code != 200:
+        raise ClusterFailed(f"node {node_id} took no snapshot: {answer.code} {answer.body!r}")
+    return int(answer.value["snapshot"]["index"])
 
 
 def _key(number: int) -> bytes:

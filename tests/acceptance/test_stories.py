@@ -13,7 +13,7 @@ from tests.node_cluster import NodeTestCase
 from zlayer_consensus.daemon._local_cluster import LocalCluster
 from zlayer_consensus.errors import ProposalTooLarge
 
-from . import answers, full_disks, kill_all, large_log, larger_than_memory, snapshot_load, torture
+from . import answers, broken_off, full_disks, kill_all, large_log, larger_than_memory, snapshot_load, torture
 from ._scene import CALM, QUICK, STORAGE, Scene
 from .catch_up import CatchUp, settings
 from .stopped import StoppedFollower, StoppedLeader
@@ -59,6 +59,10 @@ class Stories(TestCase):
         scene = self.scene(snapshot_load.settings())
         # Other tests may run beside it.
         await snapshot_load.SnapshotLoad(scene, keys=20_000, rounds=1, strict=False).run()
+
+    async def test_snapshots_that_break_off(self) -> None:
+        """One goes on where it was when its receiver was stopped or killed, and another sender begins afresh."""
+        await broken_off.BrokenOff(self.scene(broken_off.RAFT), keys=15_000, stopped=2.0).run()
 
     async def test_answers(self) -> None:
         """What clients hear at each node, of large proposals, across a dead leader, of a wiped node (H-29, S-19)."""

@@ -136,9 +136,22 @@ class _Sender:
         if reply.status == "full":
             self._announced = False  # it looks for room whenever a snapshot is announced
         if reply.status == "continue":
-            self._announced = True
             self._position = self._normal(reply.part, reply.offset)
+            if not self._announced:
+                self._announced = True
+                self._tell()
         return reply.status
+
+    def _tell(self) -> None:
+        """Say what is sent, and from where on: after a break not from the beginning."""
+        part, offset = self._position
+        self._rt.log.info(
+            "node {peer} is sent the snapshot at {position}: {size} bytes, of which it has {there}",
+            peer=self._peer,
+            position=str(self._last),
+            size=sum(self._sizes),
+            there=sum(self._sizes[:part]) + offset,
+        )
 
     def _normal(self, part: int, offset: int) -> tuple[int, int]:
         while part < len(self._sizes) and offset >= self._sizes[part]:
