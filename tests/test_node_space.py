@@ -137,6 +137,27 @@ class FullDiskTests(SynchronousTestCase):
             self.assertFalse(full.metrics().full)
             self.assertEqual(11, c.result(full.read_state(lambda machine: len(machine.state))))
 
+    def test_one_full_node_gets_a_newer_snapshot_that_is_smaller(self) -> None:
+        """S-10: one was taken before the deletions, for which it has no room; that no other is due does not matter."""
+        c = DiskCluster(self, **self.settings | {"snapshot_logs_since_last": 10_000, "snapshot_timeout": 1000.0})
+        leader = c.begin(1, 2, 3)
+        c.run(1.0)
+        for number in range(200):
+            c.result(leader.propose(c.put(number)))
+        c.settle()
+        full = c.followers()[0]
+        c.limit(full.node_id, room=1000)
+        c.until(lambda: full.metrics().full)
+        for number in range(200, 210):
+            c.result(leader.propose(c.put(number)))
+        c.result(leader.trigger("snapshot"))
+        c.limit(full.node_id, room=100_000)
+        c.run(10.0)
+        self.assertLess(full.metrics().applied, leader.metrics().applied)
+        for number in range(200):
+            c.result(leader.propose(["delete", f"k{number}"]))
+        c.until(lambda: full.metrics().applied == leader.metrics().applied, 60.0)
+
     def test_all_full_nodes_are_left_by_deleting(self) -> None:
         """S-10, S-11: with what is deleted, with snapshots and purging; nobody has to start or to tell anything."""
         c = self.cluster

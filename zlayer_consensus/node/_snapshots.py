@@ -161,7 +161,7 @@ class SnapshotBuilder:
                 await space.measure()
                 room = space.room(kept) - len(piece)
                 if room < 0:
-                    raise StorageFull("writing", "the snapshot", f"the last {space.free} bytes are for the log")
+                    raise StorageFull("writing", "the snapshot", f"{kept} of {space.free} free bytes are for the log")
             await writer.write(piece)
             if clock.seconds() >= end:
                 await self._rt.sleep(REST_SECONDS)

@@ -187,14 +187,16 @@ class Space:
             rt.builder.begin()
 
     def _snapshot_for_others(self) -> None:
-        """Take one if members whose disks are full lack what none has: they get no entries, deletions neither."""
+        """Take one while members whose disks are full lack entries: they get none, deletions neither, and for the next
+        snapshot they may have room that they did not have for the last.
+        """
         rt = self._rt
         newest, now = rt.store.newest(), rt.clock.seconds()
         position = newest.point.last.index if newest is not None else 0
         lacking = [peer.match for peer in rt.core.progress().values() if peer.full and peer.match < rt.applier.applied]
         if not lacking:
             self._others_at, self._others_pause = 0.0, _SNAPSHOT_FROM
-        elif max(lacking) >= position and now >= self._others_at and rt.config.snapshot_policy != "never":
+        elif rt.applier.applied > position and now >= self._others_at and rt.config.snapshot_policy != "never":
             self._others_at = now + self._others_pause
             self._others_pause = min(2 * self._others_pause, _OTHERS_TO)
             rt.builder.begin()

@@ -96,7 +96,7 @@ class _Sender:
             now = rt.clock.seconds()
             if status == "installed":
                 return self._last
-            if status == "stale":
+            if status == "stale" or (status == "full" and self._superseded()):
                 return None
             if status == "restart":  # the receiver has lost what it had, with its process perhaps
                 furthest = (-1, 0)
@@ -115,6 +115,11 @@ class _Sender:
                 await rt.sleep(self._back_off)
                 self._back_off = min(2 * self._back_off, _BACK_OFF_TO)
         return None
+
+    def _superseded(self) -> bool:
+        """Return whether there is a newer snapshot, for which there may be room."""
+        newest = self._rt.store.newest()
+        return newest is not None and newest.point.last.index > self._last.index
 
     async def _exchange(self) -> str:
         """Send one chunk; return the reply's status, or ``lost``."""
