@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 import json
 import math
 import re
@@ -11,7 +10,6 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from twisted.internet.defer import CancelledError
-from twisted.protocols.basic import FileSender
 from twisted.python.failure import Failure
 from twisted.web.iweb import IRequest
 from twisted.web.server import NOT_DONE_YET
@@ -33,19 +31,11 @@ Headers = Mapping[bytes, bytes]
 
 MAX_JSON_BYTES: Final = 2 << 20
 """Longest JSON body: 1 MiB of values in base64 fits. Parsing much more would hold up the event loop."""
-_AT_ONCE: Final = 256 << 10
-"""Bodies up to so many bytes are written in one piece."""
 _MAX_TIMEOUT: Final = 300.0
 _MAX_INT: Final = (1 << 63) - 1
 _NUMBER: Final = re.compile(rb"[0-9]{1,19}", re.ASCII)
 _SECONDS: Final = re.compile(rb"[0-9]{1,9}(\.[0-9]{0,9})?(e-?[0-9]{1,2})?", re.ASCII | re.IGNORECASE)
 _BROKEN_ESCAPE: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
-
-
-class _Sender(FileSender):
-    """Writes a body as fast as the client reads: a connection makes copies of all that it is given at once."""
-
-    CHUNK_SIZE = 64 << 10
 
 
 class ApiError(Exception):
@@ -111,14 +101,9 @@ def answer(
         return show_error(failure.value)
 
     def finish(body: bytes | None) -> None:
-        if body is None or hung_up:
-            return
-        if len(body) <= _AT_ONCE:
+        if body is not None and not hung_up:
             request.write(body)
             request.finish()
-        else:
-            sending = _Sender().beginFileTransfer(io.BytesIO(body), request)
-            sending.addCallbacks(lambda _: request.finish(), lambda _: None)  # it fails when the client hangs up
 
     request.notifyFinish().addErrback(gone)
     waiting.addCallback(show).addErrback(failed).addCallback(finish)
