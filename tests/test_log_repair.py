@@ -369,6 +369,24 @@ class SnapshotDamageTests(RepairTestCase):
         self.refuses(scene.disk)
         self.repaired(scene, 251, 300, marks=False)
 
+    def test_a_purged_segment_that_is_still_there(self) -> None:
+        """The opening looks at it, as nothing is missing behind it: the node does not start, and so it has to go."""
+        scene = make_scene(snapshots=(250,))
+        log, _ = opened(scene.disk)
+        there = {path: scene.disk.read(path, 0, scene.disk.size(path)) for path in scene.segments}
+        result(log.purge(scene.entries[200].id))
+        result(log.close())
+        path = max(there.keys() - set(scene.segments))
+        file = scene.disk.create(path)
+        file.write(0, there[path])
+        file.sync()
+        file.close()
+        scene.disk.sync_dir(path.rpartition("/")[0])
+        self.assertEqual([], damage_of(scene.disk))
+        scene.disk.corrupt(path, 3000, b"\xee")
+        self.refuses(scene.disk)
+        self.repaired(scene, 201, 300, marks=False)
+
     def test_a_covered_damage_and_another(self) -> None:
         scene = make_scene(snapshots=(250,))
         path = scene.segments[1]

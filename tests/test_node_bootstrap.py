@@ -168,6 +168,17 @@ class BootstrapTests(SynchronousTestCase):
         self.cluster.settle()
         self.assertEqual((late.voter_ids, late.learner_ids), ({1, 2, 3}, {4}))
 
+    def test_a_late_member_that_asks_a_repaired_one(self) -> None:
+        """That one does not know with which list it began, but it knows who belongs to its cluster."""
+        late = self.late_member()
+        log = self.cluster.logs[1]
+        self.cluster.crash(1)
+        log = log.reopened()
+        log.identity = dataclasses.replace(log.identity, origin=b"")
+        self.cluster.make(1, log)
+        self.cluster.result(late.bootstrap(self.members(1, 2, 3)))
+        self.cluster.settle()
+
     def test_a_late_member_with_another_list(self) -> None:
         late = self.late_member()
         error = self.cluster.error(late.bootstrap(self.members(2, 3)), BootstrapMismatch)

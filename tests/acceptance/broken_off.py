@@ -95,8 +95,9 @@ class BrokenOff:
 
     async def _sending(self, leader: int) -> int:
         """Leave a node behind, and return its id when it has some of the snapshot that it needs."""
-        scene, end = self._scene, time.monotonic() + PATIENCE
+        scene = self._scene
         await scene.agree()
+        end = time.monotonic() + PATIENCE
         # The log is not purged as long as somebody may need it after a snapshot that was sent just now.
         while {each["state"] for each in (await scene.watch.status(leader))["replication"]} != {"replicate"}:
             if time.monotonic() > end:
@@ -110,6 +111,7 @@ class BrokenOff:
             await take_snapshot(scene, node_id)
         known = len(self._sent(leader, down))
         scene.restart([down])
+        end = time.monotonic() + PATIENCE
         while True:
             sent = self._sent(leader, down)[known:]
             if sent and sum(self._received(down)) >= sent[0][0] * _SHARE:
@@ -135,10 +137,18 @@ class BrokenOff:
         whole = more = 0
         for path, _, names in os.walk(directory):
             if "announced" in names:
-                sizes = {name: os.path.getsize(os.path.join(path, name)) for name in names}
+                sizes = {name: _size(os.path.join(path, name)) for name in names}
                 whole += sum(size for name, size in sizes.items() if name.isdigit())
                 more += sum(size for name, size in sizes.items() if name.endswith(".part"))
         return whole, more
+
+
+def _size(path: str) -> int:
+    """Return the size of a file that may get another name at any time."""
+    try:
+        return os.path.getsize(path)
+    except FileNotFoundError:
+        return 0
 
 
 def main() -> int:

@@ -143,7 +143,7 @@ class Applier:
                 break
             in_time = self._apply_some(entries, end)
         self._progress()
-        if not self._halted and (not in_time or clock.seconds() > began + _MOMENT_SECONDS):
+        if not self._halted and self._later is None and (not in_time or clock.seconds() > began + _MOMENT_SECONDS):
             self._later = clock.callLater(0, self._go_on)
 
     def _apply_some(self, entries: Iterable[Entry], end: float) -> bool:

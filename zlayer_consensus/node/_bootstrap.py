@@ -223,7 +223,8 @@ def _existing(
 ) -> Membership | IdentifyReply:
     """A member belongs to a cluster that has begun: it must be ours, and know this very node."""
     membership = known_as(runtime, reply)
-    if reply.members != listed:
+    # Without a list it has joined, or its identity had to be made anew; that it knows this very node says enough.
+    if reply.members != listed and (reply.members or runtime.node_id not in membership.members):
         raise BootstrapMismatch(
             f"node {member.node_id} at {member.peer_address} belongs to a cluster that was begun with another list: "
             f"{_listed(reply.members)}"

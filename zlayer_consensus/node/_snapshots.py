@@ -153,13 +153,15 @@ class SnapshotBuilder:
         """Write it, as long as enough is left for the log: a log without space would be the end of the node (S-10)."""
         clock, space = self._rt.clock, self._rt.space
         end = clock.seconds() + SLICE_SECONDS
-        kept = space.for_log()
+        kept, looks = space.for_log(), space.looks
         room = space.room(kept)
         for piece in pieces:
+            if looks != space.looks:  # the log has grown, too
+                looks, room = space.looks, space.room(kept)
             room -= len(piece)
             if room < 0:
                 await space.measure()
-                room = space.room(kept) - len(piece)
+                looks, room = space.looks, space.room(kept) - len(piece)
                 if room < 0:
                     raise StorageFull("writing", "the snapshot", f"{kept} of {space.free} free bytes are for the log")
             await writer.write(piece)

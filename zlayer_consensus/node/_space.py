@@ -47,6 +47,8 @@ class Space:
         self.full = False
         self.free: int | None = None
         """Bytes that were free at the last look."""
+        self.looks = 0
+        """How often somebody has looked."""
         self._call: IDelayedCall | None = None
         self._looking = False
         self._reclaimed = False
@@ -101,6 +103,7 @@ class Space:
     async def measure(self) -> None:
         """See how much is free. What follows from it waits for the next look."""
         self.free = await self._rt.log_store.space(self._wanted())
+        self.looks += 1
 
     def _wanted(self) -> int:
         """Return how many bytes should be free: another snapshot has to fit, and what comes until the next look."""
@@ -121,6 +124,7 @@ class Space:
         if self._stopped:
             return
         self.free = free
+        self.looks += 1
         short = self._rt.log_store.full or self._rt.applier.files_full
         if short and not self._reclaimed:
             self._reclaim()
@@ -193,10 +197,15 @@ class Space:
         rt = self._rt
         newest, now = rt.store.newest(), rt.clock.seconds()
         position = newest.point.last.index if newest is not None else 0
-        lacking = [peer.match for peer in rt.core.progress().values() if peer.full and peer.match < rt.applier.applied]
-        if not lacking:
+        full = [peer.match for peer in rt.core.progress().values() if peer.full]
+        if not full:
             self._others_at, self._others_pause = 0.0, _SNAPSHOT_FROM
-        elif rt.applier.applied > position and now >= self._others_at and rt.config.snapshot_policy != "never":
+        elif (
+            min(full) < rt.applier.applied
+            and rt.applier.applied > position
+            and now >= self._others_at
+            and rt.config.snapshot_policy != "never"
+        ):
             self._others_at = now + self._others_pause
             self._others_pause = min(2 * self._others_pause, _OTHERS_TO)
             rt.builder.begin()

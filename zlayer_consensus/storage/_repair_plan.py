@@ -133,7 +133,7 @@ class _Planner:
         self._require_snapshots(runs, snapshot)
         run = self._choose(runs, snapshot)
         purge = self._purge(run, snapshot)
-        in_log = self._log_damage(runs, run, purge, snapshot)
+        in_log = self._log_damage(listed, runs, run, purge, snapshot)
         whole = run is not None and run.damage is None
         marks = identity_damaged or not whole or (run is not None and self._is_contradicted(run, purge))
         kept = set(run.paths) if run is not None else set()
@@ -265,14 +265,24 @@ class _Planner:
         return None
 
     def _log_damage(
-        self, runs: list[Run], chosen: Run | None, purge: LogId | None, snapshot: SnapshotFile | None
+        self,
+        listed: list[SegmentFile],
+        runs: list[Run],
+        chosen: Run | None,
+        purge: LogId | None,
+        snapshot: SnapshotFile | None,
     ) -> list[StorageError]:
         """Return why the log cannot stay as it is.
 
-        What is older than the chosen run does not count if everything in it was purged: an interrupted purge left it,
-        and the next opening removes it without a look.
+        What stands before a gap in the sequence does not count if everything in it was purged: an interrupted purge
+        left it, and the next opening removes it without a look. At all that follows the gap it does look.
         """
-        since = chosen.index.segments[0].header.seq if chosen is not None and purge is None else 0
+        since = 0
+        if chosen is not None and purge is None:
+            present = {each.seq for each in listed}
+            since = chosen.index.segments[0].header.seq
+            while since - 1 in present:
+                since -= 1
         found: list[StorageError] = [damage for seq, damage in self._bad if seq >= since]
         for run in runs:
             if run.damage is not None and run.index.active.header.seq >= since:
