@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.task import Clock
 from twisted.logger import ILogObserver, LogEvent, globalLogPublisher
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import DomainError, NotLeader, OutOfSpace, StorageFull, TransferInProgress
 from zlayer_consensus.kv import MAX_TXN_OPERATIONS, Delete, Put, Txn, encode
 from zlayer_consensus.kv._commands import PUT
 from zlayer_consensus.node import ConsensusNode
+from zlayer_consensus.node._snapshots import SnapshotBuilder, _Joined
+from zlayer_consensus.node._space import Space
 from zlayer_consensus.storage import FileLogStore, FileStateMachine, InlineExecutor
+from zlayer_consensus.storage.interfaces import ISnapshotWriter
 from zlayer_consensus.testing import SimulatedFileSystem
 
 from .kv_files_kit import make_machine
@@ -350,3 +357,48 @@ class FullDiskWithValuesTests(SynchronousTestCase):
         c.limit(leader.node_id, room=200_000)
         c.run(5.0)
         self.assertFalse(leader.metrics().full)
+
+
+class GrowingLogTests(SynchronousTestCase):
+    """A snapshot in the making beside a log that grows; both on one disk, of which a part is for the log alone."""
+
+    def drain(self, room: int, growth: int) -> tuple[int, Failure | None]:
+        """Write a snapshot of 40 pieces of 1000 bytes; return the least that was free, and why it was given up."""
+        free = lowest = room
+        runtime: Any = SimpleNamespace(
+            config=SimpleNamespace(low_space_bytes=20_000),
+            log_store=SimpleNamespace(space=lambda keep: succeed(free), full=False),
+            store=SimpleNamespace(newest=lambda: None),
+            applier=SimpleNamespace(bytes_applied=0, bytes_covered=0, files_full=False),
+            builder=SimpleNamespace(busy=True),
+            core=SimpleNamespace(progress=dict),
+            clock=Clock(),
+        )
+        space = runtime.space = Space(runtime)
+        space.look()
+
+        async def write(piece: bytes) -> None:
+            nonlocal free, lowest
+            free -= len(piece) + growth
+            lowest = min(lowest, free)
+            runtime.clock.advance(0.3)  # it looks every second
+
+        draining = SnapshotBuilder(runtime)._drain(
+            cast(ISnapshotWriter, SimpleNamespace(write=write)), cast(_Joined, iter([bytes(1000)] * 40))
+        )
+        found: list[Failure] = []
+        runtime.sleep = lambda seconds: succeed(None)
+        _ = Deferred.fromCoroutine(draining).addErrback(found.append)
+        space.stop()
+        return lowest, found[0] if found else None
+
+    def test_what_the_log_takes_meanwhile_counts(self) -> None:
+        """S-10: it is measured again after each look, and not counted from the beginning."""
+        lowest, failure = self.drain(60_000, growth=1000)
+        assert failure is not None and failure.check(StorageFull)
+        self.assertGreater(lowest, 0)
+
+    def test_with_room_for_both(self) -> None:
+        lowest, failure = self.drain(100_000, growth=1000)
+        self.assertIsNone(failure)
+        self.assertEqual(lowest, 20_000)
