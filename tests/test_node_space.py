@@ -373,6 +373,7 @@ class GrowingLogTests(SynchronousTestCase):
             builder=SimpleNamespace(busy=True),
             core=SimpleNamespace(progress=dict),
             clock=Clock(),
+            sleep=lambda seconds: succeed(None),
         )
         space = runtime.space = Space(runtime)
         space.look()
@@ -387,7 +388,6 @@ class GrowingLogTests(SynchronousTestCase):
             cast(ISnapshotWriter, SimpleNamespace(write=write)), cast(_Joined, iter([bytes(1000)] * 40))
         )
         found: list[Failure] = []
-        runtime.sleep = lambda seconds: succeed(None)
         _ = Deferred.fromCoroutine(draining).addErrback(found.append)
         space.stop()
         return lowest, found[0] if found else None

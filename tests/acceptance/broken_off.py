@@ -69,13 +69,13 @@ class BrokenOff:
         scene = self._scene
         down = await self._sending(leader)
         scene.kill([down])
-        whole, more = self._received(down)
+        (whole, more), told = self._received(down), len(self._sent(leader, down))
         scene.restart([down])
         await self._installed(down)
-        size, had = self._sent(leader, down)[-1]
-        scene.say(f"node {down} was killed when it had {whole + more} bytes of {size}; it got those from {had} on")
-        if had != whole:
-            raise Violation(f"node {down} had {whole} bytes in whole parts, and was sent what comes after {had}")
+        sent = self._sent(leader, down)[told:]
+        scene.say(f"node {down} was killed when it had {whole + more} bytes; it was sent {sent} after that")
+        if not sent or sent[0][1] != whole:
+            raise Violation(f"node {down} had {whole} bytes in whole parts, and was sent {sent}")
 
     async def _sender_killed(self, leader: int) -> None:
         scene = self._scene
