@@ -144,7 +144,7 @@ class BreakTests(TransferCase):
         self.assertGreaterEqual(min(sent.begin for sent in self.sent), arrived)
 
     def test_receiver_that_restarts(self) -> None:
-        """Its next process keeps the parts that were whole (H-66)."""
+        """Its next process goes on where that one was (H-66)."""
         self.check_restart(orderly=True)
 
     def test_receiver_that_is_killed(self) -> None:
@@ -157,7 +157,7 @@ class BreakTests(TransferCase):
         self.restart(orderly=orderly)
         self.sent.clear()
         self.until_installed()
-        self.assertLess(arrived - min(sent.begin for sent in self.sent), PART + CHUNK)
+        self.assertGreaterEqual(min(sent.begin for sent in self.sent), arrived)
 
     def test_receiver_that_restarts_while_it_is_not_asked(self) -> None:
         """It keeps them as long as they may be needed, through further restarts."""
@@ -171,7 +171,7 @@ class BreakTests(TransferCase):
         self.sent.clear()
         self.cluster.network.heal()
         self.until_installed()
-        self.assertLess(arrived - min(sent.begin for sent in self.sent), PART + CHUNK)
+        self.assertGreaterEqual(min(sent.begin for sent in self.sent), arrived)
 
     def test_rot_in_what_was_received(self) -> None:
         """It is seen before it is installed; the snapshot is sent again, and the node goes on."""

@@ -68,16 +68,16 @@ class ReceivedCase(Case):
 
 
 class ResumeTests(ReceivedCase):
-    """H-66: what was whole is not sent again."""
+    """H-66: what has arrived is not sent again."""
 
     def test_after_an_orderly_end(self) -> None:
         part, offset = self.cut_off(0.64)
         self.assertTrue(part > 2 and offset, "it was to end within a part")
         [path] = self.unfinished()
         store = self.opened(self.files)
-        self.assertEqual(self.files.list(path), [*map(str, range(part)), "announced"])
-        self.assertEqual(store.receiver(self.manifest).position, (part, 0))
-        self.assertEqual(self.finish(store), sum(map(len, self.parts[part:])))
+        self.assertEqual(self.files.list(path), [*map(str, range(part)), f"{part}.part", "announced"])
+        self.assertEqual(store.receiver(self.manifest).position, (part, offset))
+        self.assertEqual(self.finish(store), sum(map(len, self.parts[part:])) - offset)
 
     def test_again_and_again(self) -> None:
         """Ended once in each part, and the process killed or ended in turns."""
@@ -90,7 +90,7 @@ class ResumeTests(ReceivedCase):
             else:
                 self.done(store.close())
         sent += self.finish(self.opened(self.files))
-        self.assertLess(sent, 2 * self.manifest.size)
+        self.assertEqual(sent, self.manifest.size)
 
     def test_all_was_there(self) -> None:
         """It ended between the last byte and the publication."""
@@ -98,8 +98,18 @@ class ResumeTests(ReceivedCase):
         self.assertEqual(self.finish(self.opened(self.files)), 0)
 
     def test_before_the_first_part_was_whole(self) -> None:
+        part, offset = self.cut_off(0.05)
+        self.assertEqual((part, offset), (0, 2 * PIECE))
+        store = self.opened(self.files)
+        self.assertEqual(store.receiver(self.manifest).position, (0, offset))
+        self.assertEqual(self.finish(store), self.manifest.size - offset)
+
+    def test_before_the_first_byte(self) -> None:
         """There is nothing to go on with, and nothing is left."""
         self.cut_off(0.05)
+        [path] = self.unfinished()
+        self.files.remove(f"{path}/0.part")
+        self.files.create(f"{path}/0.part")
         store = self.opened(self.files)
         self.assertEqual(self.unfinished(), [])
         self.assertEqual(store.receiver(self.manifest).position, (0, 0))
@@ -171,7 +181,11 @@ class ResumeWithFilesTests(ResumeTests):
 
 class NotResumedTests(ReceivedCase):
     def test_a_part_whose_sync_failed(self) -> None:
-        """S-12: the cache has all of it, the disk perhaps nothing: the next process does not take it over."""
+        """S-12: the cache has all of it, the disk perhaps nothing: the next process writes it again."""
+        large = tuple(bytes([n]) * 3000 for n in range(3))  # several sectors each
+        self.source = self.opened(SimulatedFileSystem())
+        self.manifest = self.save(self.source, point(9), large)
+        self.parts = self.raw(self.source)
         store = self.opened(self.files)
         receiver = store.receiver(self.manifest)
         self.receive(receiver, 0.5)
@@ -180,8 +194,37 @@ class NotResumedTests(ReceivedCase):
         self.failureResultOf(receiver.write(part, offset, self.parts[part][offset:]), StorageFailed)
         self.files = self.files.crash(process_only=True)
         store = self.opened(self.files)
-        self.assertEqual(store.receiver(self.manifest).position, (part, 0))
-        self.finish(store)
+        self.assertEqual(store.receiver(self.manifest).position, (part, len(self.parts[part]) - 1))
+        self.receive(store.receiver(self.manifest))
+        self.done(store.receiver(self.manifest).publish())
+        self.files = self.files.crash("none")
+        self.check(self.opened(self.files), large)
+
+    def test_bytes_of_a_part_under_way_that_are_wrong(self) -> None:
+        """They are seen when the part is whole; it is sent again, and nothing else."""
+        for change in ("rot", "cut", "longer"):
+            with self.subTest(change):
+                self.files = SimulatedFileSystem()
+                part, offset = self.cut_off(0.64)
+                [path] = self.unfinished()
+                name = f"{path}/{part}.part"
+                if change == "rot":
+                    self.files.corrupt(name, 20, b"\xff\xff")
+                else:
+                    data = self.files.read(name, 0, 1 << 20)
+                    self.files.remove(name)
+                    self.files.create(name).write(0, data[:-50] if change == "cut" else data + bytes(5000))
+                store = self.opened(self.files)
+                receiver = store.receiver(self.manifest)
+                at, had = receiver.position
+                self.assertEqual((at, had > 0), (part, True))
+                if change == "cut":  # what is there is right
+                    self.assertEqual(had, offset - 50)
+                else:
+                    refused = self.failureResultOf(receiver.write(at, had, self.parts[part][had:]), ValueError)
+                    self.assertIn(f"part {part} did not arrive", str(refused.value))
+                    self.assertEqual(receiver.position, (part, 0))
+                self.finish(store)
 
     def test_a_part_that_rotted_since(self) -> None:
         """It is seen before anything is published, and the snapshot is received again."""

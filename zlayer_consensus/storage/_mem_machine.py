@@ -160,7 +160,7 @@ class _Reader:
 
 
 class _Receiver:
-    parts = 0
+    start = (0, 0)
 
     def __init__(self, snapshots: dict[LogId, _Snapshot], manifest: Manifest) -> None:
         self._snapshots = snapshots

@@ -40,6 +40,7 @@ __all__ = ["PartsReceiver", "PartsWriter", "SnapshotDirectory"]
 _MANIFEST = "manifest"
 _LOCK = "LOCK"
 _TMP = ".tmp"
+_BLOCK = 1 << 20
 _NAME = re.compile(r"(0|[1-9][0-9]{0,18})-(0|[1-9][0-9]{0,18})(?:\+([1-9][0-9]{0,8}))?")
 
 
@@ -351,8 +352,8 @@ class PartsReceiver:
         self._tmp = directory.tmp_path(manifest.point.last) if received is None else received.path
         self._file: IFile | None = None
         self._begun = received is not None
-        self.parts = 0 if received is None else received.parts
-        """How many parts are there from an earlier process."""
+        self.start = (0, 0) if received is None else (received.parts, received.more)
+        """Part and offset of the first byte that is not there from an earlier process."""
 
     def write(self, part: int, offset: int, data: bytes) -> None:
         """Write bytes of a part; the caller has seen that they belong there.
@@ -364,7 +365,8 @@ class PartsReceiver:
         name = posixpath.join(self._tmp, str(part))
         path = name + UNDER_WAY
         if self._file is None:
-            self._file = files.create(path)
+            self._file = files.open(path) if offset else files.create(path)
+            self._write_again(path, offset)
         self._file.write(offset, data)
         if offset + len(data) < self._manifest.parts[part][0]:
             return
@@ -379,6 +381,14 @@ class PartsReceiver:
         files.rename(path, name)
         files.sync_dir(self._tmp)
 
+    def _write_again(self, path: str, size: int) -> None:
+        """Write what an earlier process has written of a part: a sync that failed then may have left it in the cache
+        alone, and the next one would say nothing of it.
+        """
+        assert self._file is not None
+        for offset in range(0, size, _BLOCK):
+            self._file.write(offset, self._directory.files.read(path, offset, min(_BLOCK, size - offset)))
+
     def _begin(self) -> None:
         if not self._begun:
             self._directory.begin(self._tmp)
@@ -391,7 +401,7 @@ class PartsReceiver:
             self._file = None
 
     def suspend(self) -> None:
-        """Release what is open. The parts that are whole stay, for a later process to go on."""
+        """Release what is open. What was received stays, for a later process to go on."""
         self._close()
 
     def publish(self, manifest: Manifest) -> Manifest:
@@ -401,7 +411,7 @@ class PartsReceiver:
         """
         self._begin()
         files = self._directory.files
-        for part in range(self.parts):
+        for part in range(self.start[0]):
             try:
                 verify_part(files, posixpath.join(self._tmp, str(part)), self._manifest, part)
             except StorageCorrupt as damage:

@@ -65,8 +65,8 @@ class ReceiverParts(Protocol):
     """The half of a receiver that blocks."""
 
     @property
-    def parts(self) -> int:
-        """How many parts were there from the beginning."""
+    def start(self) -> tuple[int, int]:
+        """Part and offset of the first byte that was not there from the beginning."""
 
     def write(self, part: int, offset: int, data: bytes) -> None:
         """Write bytes of a part, and verify it when they finish it.
@@ -293,7 +293,7 @@ class Receiver:
         self, executor: IExecutor, parts: ReceiverParts, manifest: Manifest, publish: Publish, ended: Callable[[], None]
     ) -> None:
         self.manifest = manifest
-        self.position = (parts.parts, 0)
+        self.position = parts.start
         self.failed = False
         """Whether the store failed under it; then it cannot go on."""
         self._executor = executor

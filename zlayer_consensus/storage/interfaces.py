@@ -426,7 +426,7 @@ class IStateMachineStore(Interface):
     def open() -> Deferred[Manifest | None]:
         """Find the newest snapshot, and remove leftovers of unfinished ones. Reads no state yet.
 
-        Whole parts of a snapshot that was being received may stay, for :meth:`receiver` to go on with. A machine that
+        What was received of a snapshot may stay, for :meth:`receiver` to go on with. A machine that
         provides :class:`IStateMachineFiles` is opened, too, if the store takes files; else the store refuses it when it
         is made.
 
@@ -459,8 +459,8 @@ class IStateMachineStore(Interface):
     def receiver(manifest: Manifest) -> ISnapshotReceiver:
         """Begin to receive a snapshot, or go on with the one under way if it has the same manifest.
 
-        So a transfer goes on after a break; if the store keeps them, with the parts that were whole when an earlier
-        process ended. One under way with another manifest is given up (H-64), and its receiver refuses further writes.
+        So a transfer goes on after a break; if the store keeps it, with what there was when an earlier process ended.
+        One under way with another manifest is given up (H-64), and its receiver refuses further writes.
 
         :raises ValueError: if there is a newer snapshot, or one of the same index and another term (J-86).
         """
