@@ -344,6 +344,32 @@ class FullDiskWithValuesTests(SynchronousTestCase):
         c.settle()
         self.assertEqual(1, len({node.machine.digest() for node in c.nodes.values()}))
 
+    def test_one_full_node_gets_the_same_snapshot_when_it_is_smaller(self) -> None:
+        """Nothing is written after the deletions: compaction alone makes a snapshot smaller, which is taken again."""
+        c = ValueCluster(self, **self.settings | {"snapshot_timeout": 1000.0})
+        leader = c.begin(1, 2, 3)
+        c.run(1.0)
+        for node in c.nodes.values():
+            node.machine._compactor._rate = node.machine._compactor._least = 10_000
+        full = c.followers()[0]
+        for number in range(300):
+            c.result(leader.propose(c.put(number)))
+        c.settle()
+        c.limit(full.node_id, room=1000)
+        c.until(lambda: full.metrics().full)
+        for number in range(300, 310):
+            c.result(leader.propose(c.put(number)))
+        doomed = [Delete(b"k%d" % number) for number in range(300) if number % 5]
+        for at in range(0, len(doomed), MAX_TXN_OPERATIONS):
+            txn = Txn(success=tuple(doomed[at : at + MAX_TXN_OPERATIONS]))
+            c.result(c.leader().propose(encode(txn), frees_space=True))
+        c.result(leader.trigger("snapshot"))
+        newest = leader._runtime.store.newest()
+        assert newest is not None
+        self.assertGreater(newest.size, 200_000)
+        c.limit(full.node_id, room=100_000)
+        c.until(lambda: full.metrics().applied == leader.metrics().applied, 300.0)
+
     def test_files_are_not_counted_twice(self) -> None:
         """The next snapshot takes what its stream takes: the files are there already."""
         c = self.cluster

@@ -176,36 +176,31 @@ class Space:
 
     def _snapshot(self) -> None:
         """Take a snapshot if it could be smaller than the last: then older ones, and more of the log, can go."""
-        rt = self._rt
-        newest, now = rt.store.newest(), rt.clock.seconds()
-        applied = newest.point.last.index if newest is not None else 0
-        # If nothing was applied since, it can still hold files that the machine has got rid of.
-        files = newest is not None and newest.files
-        if (
-            (rt.applier.applied > applied or files)
-            and now >= self._snapshot_at
-            and rt.config.snapshot_policy != "never"
-        ):
+        now = self._rt.clock.seconds()
+        if now >= self._snapshot_at and self._may_be_smaller():
             self._snapshot_at = now + self._pause
             self._pause = min(2 * self._pause, _SNAPSHOT_TO)
-            rt.builder.begin()
+            self._rt.builder.begin()
+
+    def _may_be_smaller(self) -> bool:
+        """Return whether a snapshot can be taken that could be smaller than the newest."""
+        rt = self._rt
+        if rt.builder.busy or rt.config.snapshot_policy == "never":
+            return False
+        newest = rt.store.newest()
+        # If nothing was applied since, the newest can still hold files that the machine has got rid of.
+        return newest is None or bool(newest.files) or rt.applier.applied > newest.point.last.index
 
     def _snapshot_for_others(self) -> None:
         """Take one while members whose disks are full lack entries: they get none, deletions neither, and for the next
         snapshot they may have room that they did not have for the last.
         """
         rt = self._rt
-        newest, now = rt.store.newest(), rt.clock.seconds()
-        position = newest.point.last.index if newest is not None else 0
+        now = rt.clock.seconds()
         full = [peer.match for peer in rt.core.progress().values() if peer.full]
         if not full:
             self._others_at, self._others_pause = 0.0, _SNAPSHOT_FROM
-        elif (
-            min(full) < rt.applier.applied
-            and rt.applier.applied > position
-            and now >= self._others_at
-            and rt.config.snapshot_policy != "never"
-        ):
+        elif min(full) < rt.applier.applied and now >= self._others_at and self._may_be_smaller():
             self._others_at = now + self._others_pause
             self._others_pause = min(2 * self._others_pause, _OTHERS_TO)
             rt.builder.begin()

@@ -98,8 +98,9 @@ class _Sender:
                 return self._last
             if status == "stale" or (status == "full" and self._superseded()):
                 return None
-            if status == "restart":  # the receiver has lost what it had, with its process perhaps
+            if status in ("restart", "full"):  # it may have lost what it had, with its process or for want of space
                 furthest = (-1, 0)
+            if status == "restart":
                 continue
             progress = status == "continue" and self._position > furthest
             if progress:
@@ -117,9 +118,8 @@ class _Sender:
         return None
 
     def _superseded(self) -> bool:
-        """Return whether there is a newer snapshot, for which there may be room."""
-        newest = self._rt.store.newest()
-        return newest is not None and newest.point.last.index > self._last.index
+        """Return whether there is a newer snapshot, or another take of this one: there may be room for that."""
+        return self._rt.store.newest() != self.reader.manifest
 
     async def _exchange(self) -> str:
         """Send one chunk; return the reply's status, or ``lost``."""
@@ -322,6 +322,8 @@ class Receiver:
         rt.applier.halt()  # from here on the log that it reads may go
         if not rt.core.needs_install(point):
             rt.applier.resume()
+            if rt.applier.applied <= point.last.index:
+                rt.applier.bytes_covered = rt.applier.bytes_applied
             rt.driver.input(rt.core.install, point)
             return
         rt.driver.input(rt.core.install, point)
