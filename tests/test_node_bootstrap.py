@@ -179,6 +179,19 @@ class BootstrapTests(SynchronousTestCase):
         self.cluster.result(late.bootstrap(self.members(1, 2, 3)))
         self.cluster.settle()
 
+    def test_a_late_member_that_asks_one_whose_log_is_lost(self) -> None:
+        """Repair has left it nothing but its cluster's id: it can tell nothing, and another one is asked."""
+        late = self.late_member()
+        identity = self.cluster.logs[1].identity
+        self.cluster.crash(1)
+        log = MemLogStore(1, random_bytes=self.cluster.random.randbytes)
+        log.identity = dataclasses.replace(identity, origin=b"", repair=bytes(16))
+        self.cluster.make(1, log)
+        self.cluster.network.partition([self.cluster.address(1)], [self.cluster.address(2)])
+        self.cluster.result(late.bootstrap(self.members(1, 2, 3)))
+        self.cluster.network.heal()
+        self.cluster.settle()
+
     def test_a_late_member_with_another_list(self) -> None:
         late = self.late_member()
         error = self.cluster.error(late.bootstrap(self.members(2, 3)), BootstrapMismatch)
