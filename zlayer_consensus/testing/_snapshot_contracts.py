@@ -395,8 +395,8 @@ class StateMachineStoreContract(Base):
         await self.assert_newest(target, point(5), _CHUNKS)
 
     @contract_test
-    async def test_half_received_is_gone_after_reopening(self) -> None:
-        """A transfer that a restart cut off in its first part begins anew; the old snapshot is there (H-66, S-15)."""
+    async def test_half_received_is_no_snapshot_after_reopening(self) -> None:
+        """A transfer that a restart cut off goes on, or begins anew; the old snapshot is there (H-66, S-15)."""
         source, target = await self.opened(), await self.opened()
         await save(source, point(5))
         await save(target, point(2), [b"old"])
@@ -405,6 +405,6 @@ class StateMachineStoreContract(Base):
         await target.receiver(manifest).write(0, 0, data[:1000])
         target = await self.reopened(target)
         await self.assert_newest(target, point(2), [b"old"])
-        self.assertEqual(target.receiver(manifest).position, (0, 0))
+        self.assertIn(target.receiver(manifest).position, [(0, 0), (0, 1000)])
         await self.transfer(source, target)
         await self.assert_newest(target, point(5), _CHUNKS)

@@ -160,12 +160,20 @@ def receive(
     """
     manifest, parts = _source(made)
     receiver = store.receiver(manifest)
-    pieces = [
-        (part, at, data[at : at + _PIECE]) for part, data in enumerate(parts) for at in range(0, len(data), _PIECE)
-    ]
-    for part, at, data in pieces if then == "publish" else pieces[: 2 * len(pieces) // 3]:
-        if (part, at) >= receiver.position:
-            outcome(receiver.write(part, at, data))
+    size = sum(map(len, parts))
+    upto = size if then == "publish" else 2 * size // 3
+    taken_over = receiver.position
+    while not receiver.complete:
+        part, at = receiver.position
+        if sum(map(len, parts[:part])) + at >= upto:
+            break
+        try:
+            outcome(receiver.write(part, at, parts[part][at : at + _PIECE]))
+        except ValueError:
+            # The power may have failed while an earlier process wrote the beginning of this part: it comes again, once.
+            if part != taken_over[0] or not taken_over[1]:
+                raise
+            taken_over = (part, 0)
     if then == "publish":
         outcome(receiver.publish())
     elif then == "abort":
