@@ -90,8 +90,7 @@ class Reads:
     def _await(self, index: int, token: Deferred[int]) -> None:
         """The read index is known: wait until it is applied."""
         rt = self._rt
-        no_room = rt.space.full or rt.receiver.lacks_room
-        if no_room and rt.core.last.index < index and token in self._waiting:
+        if rt.space.full and rt.core.last.index < index and token in self._waiting:
             # It takes no entries, or no snapshot, so this may last until somebody makes room (S-10).
             self._refuse(self._waiting.pop(token), rt.not_leader())
             return

@@ -35,7 +35,8 @@ class Space:
     """Looks at the disk once a second.
 
     Space is short when the log has none for its next segment, or the application's files lack some; or, earlier, when
-    less is free than ``low_space_bytes`` and another snapshot would take. Then the snapshots but the newest go, and
+    less is free than ``low_space_bytes`` and another snapshot would take; or when a leader's snapshot waits for room,
+    without which no later entry can be taken. Then the snapshots but the newest go, and
     the log is purged up to that one, but for its newest entries: a member whose disk was full a moment earlier lacks
     them, and has no room for a snapshot instead. If that does not help, the disk is *full*: the core is told, and a
     new snapshot is taken whenever something was applied since the last. That is how what was deleted leads to space.
@@ -125,12 +126,13 @@ class Space:
             return
         self.free = free
         self.looks += 1
-        short = self._rt.log_store.full or self._rt.applier.files_full
+        rt = self._rt
+        short = rt.log_store.full or rt.applier.files_full or rt.receiver.lacks_room
         if short and not self._reclaimed:
             self._reclaim()
             return
         self._reclaimed = short
-        self._call = self._rt.clock.callLater(_EVERY, self._again)  # first: what follows may lead to another look
+        self._call = rt.clock.callLater(_EVERY, self._again)  # first: what follows may lead to another look
         if short != self.full:
             self._turn(short)
         if short:

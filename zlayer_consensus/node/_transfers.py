@@ -20,6 +20,8 @@ __all__ = ["Receiver", "Senders"]
 
 _BACK_OFF_FROM = 0.1
 _BACK_OFF_TO = 2.0
+_ANNOUNCED_FOR = 10 * _BACK_OFF_TO
+"""Seconds for which an announcement counts: a sender that still waits for room repeats it."""
 _STATUSES = ("continue", "busy", "installed", "restart", "stale", "full")
 
 
@@ -178,8 +180,9 @@ class Receiver:
 
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
-        self._short = False
         self._key: tuple[int, LogId, bytes] | None = None
+        self._announced_at = 0.0
+        self._told: LogId | None = None
         self._receiver: ISnapshotReceiver | None = None
         self._writing = False
         self._installing: Deferred[None] | None = None
@@ -187,7 +190,21 @@ class Receiver:
     @property
     def lacks_room(self) -> bool:
         """Whether a leader's snapshot waits for room, and nobody has sent instead what it brings."""
-        return self._short and self._key is not None and self._key[1].index > self._rt.core.last.index
+        rt, free = self._rt, self._rt.space.free
+        return (
+            self._key is not None
+            and self._key[1].index > rt.core.last.index
+            and rt.clock.seconds() < self._announced_at + _ANNOUNCED_FOR
+            and free is not None
+            and free < self._to_come()
+        )
+
+    def _to_come(self) -> int:
+        """Return how many bytes of the snapshot under way are still to come."""
+        if self._receiver is None:
+            return 0
+        part, offset = self._receiver.position
+        return sum(size for size, _ in self._receiver.manifest.parts[part:]) - offset
 
     def chunk(self, sender: int, chunk: SnapshotChunk) -> Deferred[SnapshotChunkReply]:
         """Take one chunk of a transfer; see :class:`~zlayer_consensus.network.SnapshotChunkReply`."""
@@ -232,7 +249,8 @@ class Receiver:
         try:
             if chunk.manifest:
                 await self._announced(key, chunk)
-                if not self._has_room():
+                if self.lacks_room:
+                    self._wait_for_room(chunk.last)
                     return self._reply("full")
             elif key != self._key or self._receiver is None:
                 return self._reply("restart")
@@ -265,6 +283,19 @@ class Receiver:
             self._rt.check_running()
         self._receiver = self._rt.store.receiver(manifest)
         self._key = key
+        self._announced_at = self._rt.clock.seconds()
+
+    def _wait_for_room(self, position: LogId) -> None:
+        """The disk cannot take what is still to come, as far as that is known (A-26): until it can, it is full."""
+        if position != self._told:
+            self._told = position
+            self._rt.log.error(
+                "A leader's snapshot waits for room: {needed} bytes of it are to come, and {free} are free",
+                needed=self._to_come(),
+                free=self._rt.space.free,
+            )
+        if not self._rt.space.full:
+            self._rt.space.look()
 
     async def _write(self, receiver: ISnapshotReceiver, chunk: SnapshotChunk) -> None:
         try:
@@ -279,22 +310,6 @@ class Receiver:
         except StorageError as error:
             self._rt.fail(error)
             raise
-
-    def _has_room(self) -> bool:
-        """Return whether the disk can take what is still to come, as far as that is known (A-26)."""
-        receiver, free = self._receiver, self._rt.space.free
-        if receiver is None or free is None:
-            return True
-        part, offset = receiver.position
-        needed = sum(size for size, _ in receiver.manifest.parts[part:]) - offset
-        told, self._short = self.lacks_room, free < needed
-        if self._short and not told:
-            self._rt.log.error(
-                "A leader's snapshot waits for room: {needed} bytes of it are to come, and {free} are free",
-                needed=needed,
-                free=free,
-            )
-        return not self._short
 
     def _drop(self) -> Deferred[None]:
         receiver, self._receiver, self._key = self._receiver, None, None
