@@ -238,6 +238,31 @@ class BootstrapTests(SynchronousTestCase):
         node = self.cluster.make(victim, log)
         self.cluster.result(node.bootstrap(self.members(1, 2, 3)))
 
+    def test_a_repaired_identity_and_a_log_that_removes_it(self) -> None:
+        """It starts like any other that is being removed: what removes it is not committed, and it may be needed."""
+        leader = self.cluster.begin(1, 2, 3)
+        victim = self.cluster.followers()[0]
+        removing = leader.remove_voter(victim.node_id)
+        self.cluster.until(lambda: victim.node_id not in victim.voter_ids)
+        self.assertLess(victim.metrics().commit, victim.metrics().last.index)
+        self.cluster.crash(victim.node_id)
+        log = self.cluster.logs[victim.node_id].reopened()
+        log.identity = dataclasses.replace(log.identity, origin=b"")
+        node = self.cluster.make(victim.node_id, log)
+        self.cluster.result(node.bootstrap(self.members(1, 2, 3)))
+        self.cluster.result(removing)
+
+    def test_a_repaired_identity_and_a_foreign_list(self) -> None:
+        leader = self.cluster.begin(1, 2, 3)
+        victim = self.cluster.followers()[0].node_id
+        self.cluster.result(leader.remove_voter(victim))
+        self.cluster.crash(victim)
+        log = self.cluster.logs[victim].reopened()
+        log.identity = dataclasses.replace(log.identity, origin=b"")
+        node = self.cluster.make(victim, log)
+        error = self.cluster.error(node.bootstrap(self.members(victim, 7, 8)), BootstrapMismatch)
+        self.assertIn("cluster with other members", error.detail)
+
     def test_stop_ends_a_bootstrap(self) -> None:
         """J-47: it waits for as long as it takes, but not longer than the node lives."""
         node = self.cluster.make(1)

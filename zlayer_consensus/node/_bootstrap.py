@@ -142,10 +142,13 @@ def _is_no_op(runtime: Runtime, members: list[InitialMember], listed: bytes) -> 
         return True
     membership = core.membership
     voters = {(m.node_id, m.peer_address) for m in membership.members.values() if m.node_id in membership.voters}
-    if voters == {(m.node_id, m.peer_address) for m in members}:
+    wanted = {(m.node_id, m.peer_address) for m in members}
+    if voters == wanted:
         return True
-    if not identity.origin and runtime.node_id in membership.members:
-        return True  # how it came to its cluster is not known: it joined, or its identity had to be made anew
+    if not identity.origin and (runtime.node_id in membership.members or voters & wanted):
+        # How it came to its cluster is not known: it joined, or its identity had to be made anew. It may be removed by
+        # what is not committed.
+        return True
     raise BootstrapMismatch(
         f"the log of node {runtime.node_id} is of a cluster with other members: it was begun with another list, and "
         f"its voters now are {_names(voters)}"
