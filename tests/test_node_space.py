@@ -399,6 +399,27 @@ class FullDiskWithValuesTests(SynchronousTestCase):
         c.limit(full.node_id, room=100_000)
         c.until(lambda: full.metrics().applied == leader.metrics().applied, 300.0)
 
+    def test_one_full_node_goes_on_with_entries_though_a_snapshot_would_not_fit(self) -> None:
+        """The leader offers one since it is full, not since it has no entries: that must not keep it full."""
+        c = ValueCluster(self, **self.settings | {"max_in_snapshot_log_to_keep": 10_000})
+        leader = c.begin(1, 2, 3)
+        c.run(1.0)
+        full = c.followers()[0]
+        for number in range(300):
+            c.result(leader.propose(c.put(number)))
+        c.settle()
+        c.limit(full.node_id, room=1000)
+        c.run(5.0)  # its own log goes first
+        c.limit(full.node_id, room=1000)
+        c.until(lambda: full.metrics().full)
+        for number in range(300, 310):
+            c.result(leader.propose(c.put(number)))
+        c.result(leader.trigger("snapshot"))
+        c.run(10.0)
+        self.assertEqual(0, leader.metrics().purged)
+        c.limit(full.node_id, room=250_000)
+        c.until(lambda: full.metrics().applied == leader.metrics().applied, 120.0)
+
     def test_files_are_not_counted_twice(self) -> None:
         """The next snapshot takes what its stream takes: the files are there already."""
         c = self.cluster

@@ -55,6 +55,7 @@ class SnapshotChunk:
     :param digest: SHA-256 of the encoded manifest, in every message.
     :param part, offset: where ``data`` belongs.
     :param done: whether everything was sent; the reply tells how the installation goes.
+    :param needed: in the first message, whether the sender has no entries that would do instead.
     """
 
     term: int
@@ -65,6 +66,7 @@ class SnapshotChunk:
     offset: int
     data: bytes
     done: bool
+    needed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -356,6 +356,7 @@ _ENDPOINTS = (
             offset=_INDEX,
             data=_sized(f"at most {_MAX_CHUNK} bytes", bytes, upto=_MAX_CHUNK),
             done=_BOOL,
+            needed=_BOOL,
         ),
         _schema(SnapshotChunkReply, term=_TERM_OR_0, status=_STATUS, part=_INDEX, offset=_INDEX),
         max(_MAX_CHUNK, _MAX_MANIFEST) + _FRAME,

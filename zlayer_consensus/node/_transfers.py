@@ -119,6 +119,12 @@ class _Sender:
                 self._back_off = min(2 * self._back_off, _BACK_OFF_TO)
         return None
 
+    def _is_needed(self) -> bool:
+        """Return whether the peer needs entries that are purged here; a full one is offered snapshots anyway."""
+        core = self._rt.core
+        progress = core.progress().get(self._peer)
+        return progress is not None and progress.next <= core.purged.index
+
     def _superseded(self) -> bool:
         """Return whether there is a newer snapshot, or another take of this one: there may be room for that."""
         return self._rt.store.newest() != self.reader.manifest
@@ -168,7 +174,9 @@ class _Sender:
     async def _chunk(self) -> SnapshotChunk:
         part, offset = self._position
         if not self._announced:
-            return SnapshotChunk(self._term, self._last, self._digest, self._manifest, 0, 0, b"", False)
+            return SnapshotChunk(
+                self._term, self._last, self._digest, self._manifest, 0, 0, b"", False, self._is_needed()
+            )
         if part >= len(self._sizes):
             return SnapshotChunk(self._term, self._last, self._digest, b"", part, offset, b"", True)
         data = await self.reader.read(part, offset, self._rt.config.snapshot_chunk_bytes)
@@ -181,6 +189,7 @@ class Receiver:
     def __init__(self, runtime: Runtime) -> None:
         self._rt = runtime
         self._key: tuple[int, LogId, bytes] | None = None
+        self._needed = False
         self._announced_at = 0.0
         self._told: LogId | None = None
         self._receiver: ISnapshotReceiver | None = None
@@ -189,15 +198,19 @@ class Receiver:
 
     @property
     def lacks_room(self) -> bool:
-        """Whether a leader's snapshot waits for room, and nobody has sent instead what it brings."""
-        rt, free = self._rt, self._rt.space.free
+        """Whether a leader's snapshot waits for room that has no entries instead, and nobody else has sent any."""
         return (
             self._key is not None
-            and self._key[1].index > rt.core.last.index
-            and rt.clock.seconds() < self._announced_at + _ANNOUNCED_FOR
-            and free is not None
-            and free < self._to_come()
+            and self._needed
+            and self._key[1].index > self._rt.core.last.index
+            and self._rt.clock.seconds() < self._announced_at + _ANNOUNCED_FOR
+            and not self._fits()
         )
+
+    def _fits(self) -> bool:
+        """Return whether the disk can take what is still to come, as far as that is known (A-26)."""
+        free = self._rt.space.free
+        return free is None or free >= self._to_come()
 
     def _to_come(self) -> int:
         """Return how many bytes of the snapshot under way are still to come."""
@@ -249,7 +262,7 @@ class Receiver:
         try:
             if chunk.manifest:
                 await self._announced(key, chunk)
-                if self.lacks_room:
+                if not self._fits():
                     self._wait_for_room(chunk.last)
                     return self._reply("full")
             elif key != self._key or self._receiver is None:
@@ -283,10 +296,10 @@ class Receiver:
             self._rt.check_running()
         self._receiver = self._rt.store.receiver(manifest)
         self._key = key
-        self._announced_at = self._rt.clock.seconds()
+        self._needed, self._announced_at = chunk.needed, self._rt.clock.seconds()
 
     def _wait_for_room(self, position: LogId) -> None:
-        """The disk cannot take what is still to come, as far as that is known (A-26): until it can, it is full."""
+        """Say that the snapshot of ``position`` does not fit; if it is needed, the disk is full until it does."""
         if position != self._told:
             self._told = position
             self._rt.log.error(
@@ -294,7 +307,7 @@ class Receiver:
                 needed=self._to_come(),
                 free=self._rt.space.free,
             )
-        if not self._rt.space.full:
+        if self.lacks_room and not self._rt.space.full:
             self._rt.space.look()
 
     async def _write(self, receiver: ISnapshotReceiver, chunk: SnapshotChunk) -> None:
