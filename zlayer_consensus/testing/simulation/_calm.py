@@ -110,7 +110,7 @@ class _Calm:
         world.network.restore()
         self._latest = world.network.latest
         for host in world.hosts.values():
-            host.files.before = None  # what it waits for may befall others, too
+            host.files.before = host.when_down = None  # what they wait for may befall others, too
             if host.node_id in world.core:
                 self._heal(host)
             else:
