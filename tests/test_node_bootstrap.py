@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from twisted.logger import capturedLogs
 from twisted.trial.unittest import SynchronousTestCase
 
 from zlayer_consensus.errors import (
@@ -188,7 +189,10 @@ class BootstrapTests(SynchronousTestCase):
         log.identity = dataclasses.replace(identity, origin=b"", repair=bytes(16))
         self.cluster.make(1, log)
         self.cluster.network.partition([self.cluster.address(1)], [self.cluster.address(2)])
-        self.cluster.result(late.bootstrap(self.members(1, 2, 3)))
+        with capturedLogs() as events:
+            self.cluster.result(late.bootstrap(self.members(1, 2, 3)))
+        told = [each for each in events if "does not know with which members" in (each.get("log_format") or "")]
+        self.assertIn(identity.cluster_id.hex(), {each["cluster"] for each in told})
         self.cluster.network.heal()
         self.cluster.settle()
 

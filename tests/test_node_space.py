@@ -15,6 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from zlayer_consensus.errors import DomainError, NotLeader, OutOfSpace, StorageFull, TransferInProgress
 from zlayer_consensus.kv import MAX_TXN_OPERATIONS, Delete, Put, Txn, encode
 from zlayer_consensus.kv._commands import PUT
+from zlayer_consensus.network import SnapshotChunk
 from zlayer_consensus.node import ConsensusNode
 from zlayer_consensus.node._snapshots import SnapshotBuilder, _Joined
 from zlayer_consensus.node._space import Space
@@ -298,6 +299,45 @@ class FullDiskTests(SynchronousTestCase):
         self.assertEqual({"nodes": (1, 3)}, OutOfSpace((1, 3)).attributes())
 
 
+class QuotaTests(SynchronousTestCase):
+    """Snapshots in a directory with a quota: free space is measured where the log is, and says nothing of it."""
+
+    def test_what_finds_no_room_is_not_sent_again_and_again(self) -> None:
+        quota = SimulatedFileSystem()
+
+        class Cluster(DiskCluster):
+            def store(self, node_id: int, disk: SimulatedFileSystem) -> FileStateMachine:
+                disk = quota if node_id == 3 else disk
+                return FileStateMachine("/data", {}, apply, executor=InlineExecutor(), file_system=disk)
+
+        c = Cluster(self, **FullDiskTests.settings | {"snapshot_chunk_bytes": 10_000})
+        leader = c.begin(1, 2, 3)
+        c.run(1.0)
+        if leader.node_id == 3:
+            c.result(leader.transfer_leadership(1))
+            leader = c.leader()
+        c.crash(3)
+        for number in range(200):
+            c.result(leader.propose(c.put(number)))
+        c.result(leader.trigger("snapshot"))
+        c.result(leader.trigger("purge"))
+        c.dead.pop().shutdown()  # type: ignore[unused-awaitable]
+        c.run(1.0)
+        quota.capacity = quota.used() + 150_000
+        sent: list[int] = []
+
+        def see(kind: str, source: str, target: str, message: Any) -> None:
+            if kind == "request" and isinstance(message, SnapshotChunk):
+                sent.append(len(message.data))
+
+        c.network.watch = see
+        late = c.make(3)
+        c.run(200.0, 0.02)
+        self.assertTrue(0 < sum(sent) < 20_000_000, sum(sent))
+        quota.capacity = None
+        c.until(lambda: late.metrics().applied == leader.metrics().applied, 120.0)
+
+
 class ValueCluster(DiskCluster):
     """Nodes with the values of the key-value store on the same disks."""
 
@@ -419,6 +459,56 @@ class FullDiskWithValuesTests(SynchronousTestCase):
         self.assertEqual(0, leader.metrics().purged)
         c.limit(full.node_id, room=250_000)
         c.until(lambda: full.metrics().applied == leader.metrics().applied, 120.0)
+
+    def test_one_full_node_goes_on_with_entries_of_another_leader(self) -> None:
+        """A new leader does not know what the node has. It has the entries, so it offers no snapshot as needed."""
+        c = ValueCluster(self, **self.settings | {"max_in_snapshot_log_to_keep": 200})
+        old = c.begin(1, 2, 3)
+        c.run(1.0)
+        for number in range(300):
+            c.result(old.propose(c.put(number)))
+        c.settle()
+        full, other = c.followers()
+        c.limit(full.node_id, room=1000)
+        c.run(5.0)  # its own log goes first
+        c.limit(full.node_id, room=1000)
+        c.until(lambda: full.metrics().full)
+        for number in range(300, 310):
+            c.result(old.propose(c.put(number)))
+        c.run(1.0)
+        for node in (old, other):
+            c.result(node.trigger("snapshot"))
+        c.result(old.transfer_leadership(other.node_id))
+        c.run(5.0)
+        self.assertTrue(0 < other.metrics().purged < full.metrics().last.index)
+        c.limit(full.node_id, room=250_000)
+        c.until(lambda: full.metrics().applied == other.metrics().applied, 120.0)
+
+    def test_a_blank_node_on_a_disk_with_little_space(self) -> None:
+        """It has nothing of which a snapshot could be taken."""
+        c = self.cluster
+        c.disks[4] = SimulatedFileSystem()
+        c.disks[4].capacity = 150_000
+        node = c.make(4)
+        c.run(5.0)
+        self.assertEqual((True, False), (node.metrics().full, node.metrics().stopped))
+
+    def test_a_new_learner_without_room_for_its_first_snapshot(self) -> None:
+        c = self.cluster
+        leader = c.leader()
+        for number in range(300):
+            c.result(leader.propose(c.put(number)))
+        c.result(leader.trigger("snapshot"))
+        c.result(leader.trigger("purge"))
+        c.disks[4] = SimulatedFileSystem()
+        c.disks[4].capacity = 300_000
+        node = c.make(4)
+        _ = leader.add_learner(4, c.address(4), "").addErrback(lambda _: None)
+        c.until(lambda: node.metrics().full)
+        c.run(20.0)
+        self.assertFalse(node.metrics().stopped)
+        c.disks[4].capacity = None
+        c.until(lambda: node.metrics().applied == leader.metrics().applied, 120.0)
 
     def test_files_are_not_counted_twice(self) -> None:
         """The next snapshot takes what its stream takes: the files are there already."""

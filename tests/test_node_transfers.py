@@ -173,6 +173,20 @@ class BreakTests(TransferCase):
         self.until_installed()
         self.assertGreaterEqual(min(sent.begin for sent in self.sent), arrived)
 
+    def test_rot_in_a_part_under_way(self) -> None:
+        """It is sent again, as fast as all else."""
+        self.cluster.network.heal()
+        self.until_sent(0.6)
+        self.isolate()
+        [name] = self.unfinished()
+        [part] = [each for each in self.files[self.behind].list(f"/data/snap/{name}") if each.endswith(".part")]
+        self.files[self.behind].corrupt(f"/data/snap/{name}/{part}", 100, b"\xff\xff")
+        self.restart(orderly=False)
+        self.sent.clear()
+        self.until_installed(2.0)
+        sizes = [size for size, _ in self.manifest(self.lead_id).parts]
+        self.assertEqual(min(sent.begin for sent in self.sent), sum(sizes[: int(part.removesuffix(".part"))]))
+
     def test_rot_in_what_was_received(self) -> None:
         """It is seen before it is installed; the snapshot is sent again, and the node goes on."""
         self.cluster.network.heal()

@@ -207,7 +207,13 @@ async def _ask(runtime: Runtime, member: InitialMember, listed: bytes) -> Identi
     if reply.node_id != member.node_id:
         raise BootstrapMismatch(f"node {reply.node_id} answers at {member.peer_address}, not node {member.node_id}")
     if not reply.members and not reply.membership:
-        return None  # it was not told yet; or its identity had to be made anew, or it has joined, and its log is empty
+        if reply.cluster_id:  # its identity had to be made anew, or it has joined, and its log is empty
+            runtime.log.warn(
+                "{where} belongs to cluster {cluster}, and does not know with which members",
+                where=where,
+                cluster=reply.cluster_id.hex(),
+            )
+        return None
     if reply.members != listed and not reply.membership:
         raise BootstrapMismatch(f"{where} was given another list of members: {_listed(reply.members)}")
     return reply

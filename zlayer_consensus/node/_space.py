@@ -187,7 +187,7 @@ class Space:
     def _may_be_smaller(self) -> bool:
         """Return whether a snapshot can be taken that could be smaller than the newest."""
         rt = self._rt
-        if rt.builder.busy or rt.config.snapshot_policy == "never":
+        if not rt.applier.applied or rt.builder.busy or rt.config.snapshot_policy == "never":
             return False
         newest = rt.store.newest()
         # If nothing was applied since, the newest can still hold files that the machine has got rid of.

@@ -94,27 +94,24 @@ class _Sender:
         furthest = (-1, 0)
         progress_at = rt.clock.seconds()
         while rt.core.role is Role.LEADER and rt.core.term == self._term:
+            before = self._position if self._announced else (-1, 0)
             status = await self._exchange()
             now = rt.clock.seconds()
             if status == "installed":
                 return self._last
             if status == "stale" or (status == "full" and self._superseded()):
                 return None
-            if status in ("restart", "full"):  # it may have lost what it had, with its process or for want of space
-                furthest = (-1, 0)
             if status == "restart":
+                furthest = (-1, 0)
                 continue
-            progress = status == "continue" and self._position > furthest
-            if progress:
-                furthest = self._position
-            if progress:  # one that is busy may be so for as long as one that is silent
-                progress_at = now
+            # A part that was spoiled is sent again at full speed, and is no progress: it may go on like that for ever.
+            moved = status == "continue" and self._position > before
+            if status == "continue" and self._position > furthest:
+                furthest, progress_at, self._back_off = self._position, now, _BACK_OFF_FROM
             elif now - progress_at >= rt.config.snapshot_timeout:
                 rt.log.warn("The snapshot for node {peer} makes no progress", peer=self._peer)
                 return None
-            if progress:
-                self._back_off = _BACK_OFF_FROM
-            else:
+            if not moved:
                 await rt.sleep(self._back_off)
                 self._back_off = min(2 * self._back_off, _BACK_OFF_TO)
         return None

@@ -143,8 +143,8 @@ def on_append_reply(s: State, peer: int, request: AppendRequest, reply: AppendRe
         _distrust(s, peer, p, reply.last_index)
     elif reply.full:
         p.full = True  # until a heartbeat says otherwise
-        if current:
-            p.start_over(p.match + 1)
+        if current and p.state is not ProgressState.SNAPSHOT:
+            p.start_over(request.prev.index + 1)  # it has what is before them, though a new leader may not know of more
     elif reply.success and is_stale(p, reply.repair):
         if current and p.state is not ProgressState.SNAPSHOT:
             # The mark is gone, and the next heartbeat will say so. By then this has to be asked for again.
@@ -231,10 +231,11 @@ def on_snapshot_sent(s: State, request: SendSnapshot, last: LogId | None) -> Non
         return
     if p.state is not ProgressState.SNAPSHOT:
         return
-    p.start_over(p.match + 1)
     if last is None:
+        p.start_over(p.next)  # what it lacked then may be in the log
         p.paused = True
         return
+    p.start_over(p.match + 1)
     if last.index > s.commit or s.log.term_at(last.index) not in (None, last.term):
         raise s.broken(f"node {request.peer} installed a snapshot at {last} that is not in the log")
     p.heard(s.now)
