@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from unittest import TestCase
 
@@ -30,6 +31,7 @@ class CommitTests(TestCase):
         )
         c.cut({1, 2, 3}, {4}, {5})
         c[1].input("campaign")
+        probed: set[int] = set()
         for _ in range(30):
             c.sync()
             if not c.wire:
@@ -37,6 +39,11 @@ class CommitTests(TestCase):
             for envelope in list(c.wire):
                 message = envelope.message
                 if isinstance(message, AppendRequest) and any(entry.term == 4 for entry in message.entries):
+                    if envelope.target not in probed:  # it tells what it has, and gets nothing
+                        probed.add(envelope.target)
+                        envelope.message = dataclasses.replace(message, entries=())
+                        c.deliver(envelope)
+                        continue
                     c.wire.remove(envelope)
                     c[1].input("send_failed", envelope.target, message)
                 else:

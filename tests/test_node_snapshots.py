@@ -122,6 +122,30 @@ class SnapshotTests(NodeTestCase):
         cluster.result(lead.trigger("purge"))
         self.assertEqual(lead.metrics().purged, lead.metrics().applied)
 
+    def test_a_follower_that_was_away_at_the_election_gets_entries(self) -> None:
+        """The new leader's first append to it is lost, and tells nothing: what it lacks is in the log."""
+        self.fill()
+        self.cluster.settle()
+        away, heir = self.cluster.followers()
+        others = [self.cluster.address(i) for i in self.ids if i != away.node_id]
+        self.cluster.network.partition([away.address], others)
+        self.cluster.result(self.cluster.leader().transfer_leadership(heir.node_id))
+        self.cluster.until(lambda: heir.metrics().ready)
+        self.cluster.result(heir.propose(["set", "late", "x"]))
+        self.assertTrue(0 < heir.metrics().purged < away.metrics().last.index)
+        self.cluster.run(5.0)
+        chunks: list[SnapshotChunk] = []
+
+        def see(kind: str, source: str, target: str, message: Any) -> None:
+            if isinstance(message, SnapshotChunk):
+                chunks.append(message)
+
+        self.cluster.network.watch = see
+        self.cluster.network.heal()
+        self.cluster.settle()
+        self.assertEqual(away.machine.state, heir.machine.state)
+        self.assertEqual([], chunks)
+
     def test_lagging_follower_gets_a_snapshot(self) -> None:
         """H-60, H-65, J-32: state, sessions and configuration arrive, and the log goes on behind it."""
         node = self.follower

@@ -201,7 +201,8 @@ def on_append_lost(s: State, peer: int, request: AppendRequest) -> None:
     if p is None or request.term != s.term or request.stream != p.stream:
         return
     if p.state is not ProgressState.SNAPSHOT:
-        p.start_over(p.match + 1)
+        # A probe is repeated as it was: the match index of a new leader says nothing yet.
+        p.start_over(p.next if p.state is ProgressState.PROBE else p.match + 1)
         p.paused = p.missed = True
 
 
