@@ -79,7 +79,7 @@ class SimulatedFilesTests(SynchronousTestCase):
                 file.pins -= 1
 
         self.patch(NamedFiles, "__init__", unpinned)
-        self.assertIn("/state/files/", self.found())
+        self.assertIn(".values", self.found())
 
 
 class MachinesAroundTests(SynchronousTestCase):
