@@ -50,11 +50,14 @@ class SimulatedFilesTests(SynchronousTestCase):
         for seed in (3, 4):
             self.assertEqual(run_seed(seed, values_on_disk()), run_seed(seed, values_on_disk()))
 
-    def found(self) -> str:
+    def found(self, place: str = "") -> str:
+        """Return the first failure, or the first at a ``place``; each must be of a file of values."""
         for seed in range(1, 40):
             outcome = run_seed(seed, values_on_disk())
             if outcome.failed:
-                return str(outcome)
+                self.assertRegex(str(outcome), r"\.values|/snap/")
+                if place in str(outcome):
+                    return str(outcome)
         return "nothing"
 
     def test_files_that_are_not_synced_are_found(self) -> None:
@@ -79,7 +82,7 @@ class SimulatedFilesTests(SynchronousTestCase):
                 file.pins -= 1
 
         self.patch(NamedFiles, "__init__", unpinned)
-        self.assertIn(".values", self.found())
+        self.assertIn("/state/files/", self.found("/state/files/"))
 
 
 class MachinesAroundTests(SynchronousTestCase):

@@ -36,11 +36,11 @@ class Space:
 
     Space is short when the log has none for its next segment, or the application's files lack some; or, earlier, when
     less is free than ``low_space_bytes`` and another snapshot would take; or when a leader's snapshot waits for room,
-    without which no later entry can be taken. Then the snapshots but the newest go, and
-    the log is purged up to that one, but for its newest entries: a member whose disk was full a moment earlier lacks
-    them, and has no room for a snapshot instead. If that does not help, the disk is *full*: the core is told, and a
-    new snapshot is taken whenever something was applied since the last. That is how what was deleted leads to space.
-    When there is enough, all goes on by itself.
+    without which no later entry can be taken. Then the snapshots but the newest go, and the log is purged up to that
+    one, but for its newest entries: a member whose disk was full a moment earlier lacks them, and has no room for a
+    snapshot instead. If that does not help, the disk is *full*: the core is told, and a new snapshot is taken whenever
+    it could be smaller than the last. That is how what was deleted leads to space. When there is enough, all goes on by
+    itself.
     """
 
     def __init__(self, runtime: Runtime) -> None:

@@ -426,9 +426,8 @@ class IStateMachineStore(Interface):
     def open() -> Deferred[Manifest | None]:
         """Find the newest snapshot, and remove leftovers of unfinished ones. Reads no state yet.
 
-        What was received of a snapshot may stay, for :meth:`receiver` to go on with. A machine that
-        provides :class:`IStateMachineFiles` is opened, too, if the store takes files; else the store refuses it when it
-        is made.
+        What was received of a snapshot may stay, for :meth:`receiver` to go on with. A machine that provides
+        :class:`IStateMachineFiles` is opened, too, if the store takes files; else the store refuses it when it is made.
 
         :raises StorageCorrupt: if the newest published snapshot is damaged as far as its manifest shows.
         :raises ConfigError: if the machine's files cannot be linked into a snapshot.
