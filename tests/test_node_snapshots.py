@@ -304,6 +304,38 @@ class SnapshotTests(NodeTestCase):
         self.assertEqual(len(closed), 1)
         self.assertFalse(lead.metrics().stopped)
 
+    def test_one_that_waits_until_the_former_is_removed_can_be_given_up(self) -> None:
+        """A removal goes on; the next one waits for it, too, and a node that stops meanwhile has no failure to tell."""
+        cluster = NodeCluster(self)
+        lead = cluster.begin(1)
+        cluster.result(lead.propose(["time"]))
+        store = lead._runtime.store
+        make, removed = store.writer, Deferred[None]()
+        begun: list[SnapshotPoint] = []
+
+        class Full:
+            def write(self, piece: bytes) -> Deferred[None]:
+                raise StorageFull("write", "/snap", "No space left on device")
+
+            def abort(self) -> Deferred[None]:
+                return removed
+
+        def writer(point: SnapshotPoint) -> Any:
+            begun.append(point)
+            return Full() if len(begun) == 1 else make(point)
+
+        self.patch(store, "writer", writer)
+        cluster.error(lead.trigger("snapshot"), StorageFull)
+        waiting = lead.trigger("snapshot")
+        for _ in range(2):
+            cluster.settle()
+            lead._runtime.builder.abandon()
+            cluster.settle()
+            self.assertEqual(len(begun), 1)
+        removed.callback(None)
+        cluster.result(waiting)
+        self.assertEqual((len(begun), lead.metrics().snapshot), (2, lead.metrics().last))
+
     def test_failing_snapshot_stops_the_node(self) -> None:
         """The application's own bug: told with its name, nothing goes on half broken."""
 

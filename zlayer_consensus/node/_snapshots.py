@@ -124,7 +124,7 @@ class SnapshotBuilder:
                 if not _is_smaller(sealed, former):
                     return
             if self._aborting is not None:  # there is one writer at a time
-                await self._aborting
+                await _end_of(self._aborting)
                 self._aborting = None
             writer = rt.store.writer(point)
             await self._drain(writer, pieces)
@@ -203,6 +203,18 @@ class SnapshotBuilder:
         """Give up, for good."""
         self._stopped = True
         self.abandon()
+
+
+def _end_of(removal: Deferred[None]) -> Deferred[None]:
+    """Return a Deferred that fires when the removal has ended; cancelling it is not passed on to that."""
+    end: Deferred[None] = Deferred()
+
+    def ended(_: object) -> None:
+        if not end.called:
+            end.callback(None)
+
+    _ = removal.addBoth(ended)
+    return end
 
 
 def _sealed(machine: Any) -> Deferred[Sequence[StateFile]]:
