@@ -182,6 +182,26 @@ class RepairCommandTests(CliTestCase):
         self.assertEqual(2, found.exit_code, found.output)
         self.assertIn("zconsensus recover", found.stdout)
 
+    def test_a_sole_voter_is_warned_though_only_damaged_snapshots_say_that_it_is_one(self) -> None:
+        """Their manifests are good: the configuration is known, also if nothing else can be kept."""
+        alone = self.root / "alone"
+        log = open_log(alone)
+        members = Membership.initial([Member(1, log.identity.incarnation, "host-1:7001")])
+        write(log, *(put(index) for index in range(1, 41)), commit=40)
+        with mock.patch("tests.cli_kit.MEMBERSHIP", members):
+            save_snapshot(alone, 30)
+        result(log.purge(LogId(1, 30)))
+        result(log.close())
+        flip(alone / "snap" / "30-1" / "0", 20)
+        found = CliRunner().invoke(program, ["log", "repair", str(alone), "--dry-run"])
+        self.assertEqual(2, found.exit_code, found.output)
+        self.assertIn("WARNING: this node is the only voter", found.stdout)
+        self.assertIn("restore a backup", found.stdout)
+        found = CliRunner().invoke(program, ["log", "repair", str(alone), "--yes"])
+        self.assertEqual(0, found.exit_code, found.output)
+        found = CliRunner().invoke(program, ["recover", "survey", str(alone)])
+        self.assertNotIn("Traceback", found.output)
+
     def test_an_identity_that_is_lost_is_written_anew(self) -> None:
         flip(self.data / "identity", 30)
         plan = self.repair_lines("--yes")[-2]

@@ -221,7 +221,8 @@ class DamageTests(Case):
             self.assertEqual(error.path, path)
             self.assertTrue(SEGMENT_HEADER <= error.offset <= offset < end, (error.offset, offset))
             assert error.first_index is not None
-            self.assertTrue(first <= error.first_index <= last + 1)
+            # A damaged header leaves unknown what the record replaced; and here nothing is known as committed.
+            self.assertTrue(error.first_index == 1 or first <= error.first_index <= last + 1)
             self.assertIn(str(error.offset), str(error))
 
     def test_damage_that_an_opening_passes_over(self) -> None:

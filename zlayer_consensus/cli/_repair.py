@@ -17,10 +17,9 @@ from ._verify import verify
 
 __all__ = ["repair"]
 
-_SOLE_VOTER = (
-    "this node is the only voter, and nobody can give it back what it lost: the mark never clears, and it will not "
-    "lead. zconsensus recover makes a cluster of what it still has."
-)
+_SOLE_VOTER = "this node is the only voter, and nobody can give it back what it lost: its mark never clears. "
+_RECOVER = "zconsensus recover makes a cluster of what it still has."
+_NOTHING_LEFT = "Nothing would be left of which zconsensus recover could make a cluster: restore a backup instead."
 
 
 def repair(
@@ -173,7 +172,8 @@ class _Repair:
         if plan.marks:
             lines.append(("mark", out.warning("it does not vote, and is not counted, until it has all of it again")))
             if plan.sole_voter:
-                lines.append(("", out.bad(f"WARNING: {_SOLE_VOTER}")))
+                what_then = _RECOVER if plan.last.index else _NOTHING_LEFT
+                lines.append(("", out.bad(f"WARNING: {_SOLE_VOTER}{what_then}")))
         else:
             lines.append(("mark", "none: nothing is lost that the node has acknowledged"))
         return lines

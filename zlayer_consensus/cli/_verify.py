@@ -248,4 +248,5 @@ class _Verification:
     def _look_at_both(self) -> tuple[bool, Manifest | None]:
         snapshots, _ = list_snapshots(self._directory.files, self._directory.snapshots)
         manifest = snapshots[-1].manifest if snapshots else None
-        return log_must_yield(start_of(self._directory.examine()[1].index), manifest), manifest
+        start = start_of(self._directory.examine()[1].index)
+        return log_must_yield(start, manifest, f"{self._directory.path}/wal"), manifest

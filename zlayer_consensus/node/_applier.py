@@ -372,7 +372,7 @@ class Applier:
             rt.log.failure("The newest snapshot could not be loaded")
             last = reader.manifest.point.last
             reason = f"it could not be loaded: {type(error).__name__}: {error}"
-            raise StorageCorrupt(f"snapshot {last}", 0, reason, 1, last.index) from error
+            raise StorageCorrupt(f"snap/{last.index}-{last.term}", 0, reason, 1, last.index) from error
         finally:
             reader.close()
         self.replacing = False

@@ -11,22 +11,25 @@ from .interfaces import Identity, Manifest
 __all__ = ["check_owner", "log_must_yield"]
 
 
-def log_must_yield(start: Start, manifest: Manifest | None) -> bool:
+def log_must_yield(start: Start, manifest: Manifest | None, log: str = "the log") -> bool:
     """Say whether the log has to be reset to the snapshot.
 
     It has to if a crash came between receiving the snapshot and resetting the log (S-17).
 
     :param start: the log; of its fields ``purged``, ``last`` and ``terms`` count.
     :param manifest: the newest snapshot, or None if there is none.
+    :param log: the log's path, for errors.
     :raises StorageCorrupt: if they do not fit each other (J-81): something between them is lost.
     """
     if manifest is None:
         if start.purged.index:
-            raise _damaged(f"it begins after {start.purged}, and there is no snapshot of what was before", start)
+            reason = f"it begins after {start.purged}, and there is no snapshot of what was before"
+            raise StorageCorrupt(log, 0, reason, 1, start.purged.index)
         return False
     last = manifest.point.last
     if start.purged.index > last.index:
-        raise _damaged(f"it begins after {start.purged}, but the newest snapshot ends at {last} (J-81)", start)
+        reason = f"it begins after {start.purged}, but the newest snapshot ends at {last} (J-81)"
+        raise StorageCorrupt(log, 0, reason, last.index + 1, start.purged.index)
     if start.last.index < last.index:
         problem = f"it ends at {start.last}, before the node's own snapshot at {last}"
     elif _term_at(start, last.index) != last.term:
@@ -34,7 +37,7 @@ def log_must_yield(start: Start, manifest: Manifest | None) -> bool:
     else:
         return False
     if not manifest.installed:
-        raise _damaged(problem, start)
+        raise StorageCorrupt(log, 0, problem, start.purged.index + 1, max(start.last.index, last.index))
     return True
 
 
@@ -60,7 +63,3 @@ def _term_at(start: Start, index: int) -> int:
         return start.purged.term
     firsts = [first for first, _ in start.terms]
     return start.terms[bisect_right(firsts, index) - 1][1]
-
-
-def _damaged(reason: str, start: Start) -> StorageCorrupt:
-    return StorageCorrupt("the log", 0, reason, start.purged.index + 1, start.last.index)

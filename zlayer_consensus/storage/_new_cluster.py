@@ -201,7 +201,7 @@ def _check_same_cluster(survivors: Sequence[Holdings]) -> None:
 
 def _check_members(survivors: Sequence[Holdings], old: Membership) -> None:
     if not old.members:
-        raise CannotRecover("no configuration is known: nothing was ever committed here")
+        raise CannotRecover("no configuration is known: nothing was ever committed here, or nothing of it is left")
     for each in survivors:
         member = old.members.get(each.node_id)
         if member is None:

@@ -142,7 +142,7 @@ class _Planner:
         last, state = self._end(run, snapshot, identity, marks)
         return RepairPlan(
             identity, identity_damaged, snapshot, run, last, state, purge, self._traces, (*self._damage, *in_log),
-            dropped, cut, tuple(bad_snapshots), marks, self._membership(run, snapshot),
+            dropped, cut, tuple(bad_snapshots), marks, self._membership(run, snapshot, bad_snapshots),
         )  # fmt: skip
 
     # Whose it is
@@ -297,7 +297,7 @@ class _Planner:
         if snapshot is None or index.purged.index < index.needed:
             return False
         try:
-            return log_must_yield(start_of(index), snapshot.manifest)
+            return log_must_yield(start_of(index), snapshot.manifest, self._layout.wal)
         except StorageCorrupt:
             return False
 
@@ -308,7 +308,7 @@ class _Planner:
         if index.purged.index < index.needed:
             return StorageCorrupt(path, 0, "the segment before is missing", index.purged.index + 1, index.needed)
         try:
-            log_must_yield(start_of(index), None if snapshot is None else snapshot.manifest)
+            log_must_yield(start_of(index), None if snapshot is None else snapshot.manifest, self._layout.wal)
         except StorageCorrupt as damage:
             return damage
         return StorageCorrupt(path, 0, "the log does not continue the newest snapshot")
@@ -325,16 +325,18 @@ class _Planner:
         known = (state.term, state.voted_for) == (self._traces.term, self._traces.vote)
         return purge is not None and (run.contradicted or not known)
 
-    def _membership(self, run: Run | None, snapshot: SnapshotFile | None) -> Membership | None:
-        """Return the configuration in effect, as far as it is there."""
+    def _membership(
+        self, run: Run | None, snapshot: SnapshotFile | None, bad_snapshots: list[SnapshotFile]
+    ) -> Membership | None:
+        """Return the configuration in effect, as far as it is there: a damaged snapshot's manifest can be good."""
         if run is not None and (configs := run.index.configs()):
             [entry] = walk_entries(self._files, run.index, configs[-1], configs[-1])
             try:
                 return Membership.decode(entry.payload)
             except ValueError as error:
                 raise CannotRepair(f"the configuration in entry {entry.index} is none: {error}") from None
-        manifest = None if snapshot is None else snapshot.manifest
-        return None if manifest is None else manifest.point.membership
+        known = [each.manifest for each in (*bad_snapshots, snapshot) if each is not None and each.manifest is not None]
+        return known[-1].point.membership if known else None
 
     def _end(
         self, run: Run | None, snapshot: SnapshotFile | None, identity: Identity, marks: bool

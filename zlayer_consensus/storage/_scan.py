@@ -140,6 +140,11 @@ def _corrupt(segment: Segment, reason: str, first: int, last: int | None = None,
     return StorageCorrupt(segment.path, segment.end if offset < 0 else offset, reason, first, last)
 
 
+def _at_risk(index: LogIndex) -> int:
+    """Return the first entry of which a lost record may have been: it may have replaced all that was not committed."""
+    return min(index.committed, index.last.index) + 1
+
+
 def _next_record(window: Window, segment: Segment, index: LogIndex) -> tuple[RecordHeader, bytes] | None:
     """Return the record at the segment's end, or None if what is there was not completely written."""
     at, salt = segment.end, segment.header.salt
@@ -149,7 +154,7 @@ def _next_record(window: Window, segment: Segment, index: LogIndex) -> tuple[Rec
     try:
         header = parse_header(sector, at, salt)
     except BadRecord as error:
-        raise _corrupt(segment, str(error), index.last.index + 1) from None
+        raise _corrupt(segment, str(error), _at_risk(index)) from None
     if at + header.size > segment.header.size:
         raise _corrupt(segment, "the record goes beyond the end of its segment", header.first, header.last)
     record = window.get(at, header.size)
@@ -190,7 +195,12 @@ def _refuse_if_proven(window: Window, segment: Segment, index: LogIndex, end: in
         except BadRecord:
             continue
         reason = f"a record is damaged that was durable, since a later one at offset {position} is intact"
-        raise _corrupt(segment, reason, index.last.index + 1, max(later.first - 1, index.last.index + 1))
+        first = _at_risk(index)
+        try:
+            damaged = parse_header(window.get(segment.end, SECTOR), segment.end, segment.header.salt)
+        except BadRecord:
+            raise _corrupt(segment, reason, first, later.first - 1 if later.first > first else None) from None
+        raise _corrupt(segment, reason, damaged.first, damaged.last)
 
 
 def _take(segment: Segment, index: LogIndex, header: RecordHeader, payload: bytes) -> None:
