@@ -32,6 +32,7 @@ from zlayer_consensus.storage import (
     ThreadExecutor,
 )
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing._simfs import Interrupted
 
 
 class FileSystemContract:
@@ -269,6 +270,30 @@ class SimulatedFileSystemTests(FileSystemContract, SynchronousTestCase):
         self.assertEqual(b"2", killed.read("/a", 0, 1))
         self.assertEqual(b"1", killed.crash("none").read("/a", 0, 1))
         killed.lock("/LOCK")
+
+    def test_a_sync_that_a_crash_cuts_off_is_no_failed_one(self) -> None:
+        """What it was to make durable still may be, or can be by the next process; a failed one's pages are clean."""
+
+        def die(operation: str, path: str) -> None:
+            if operation == "sync":
+                raise Interrupted(operation, path, "the process dies")
+
+        file = self.synced()
+        file.write(0, b"2" * 2048)
+        self.disk.before = die
+        self.assertRaises(Interrupted, file.sync)
+        self.assertEqual(b"2" * 2048, self.disk.crash("all").read("/a", 0, 9999))
+        self.assertEqual(
+            b"2" * 512 + b"1" * 1536, self.disk.crash(frozenset(self.disk.unsynced()[:1])).read("/a", 0, 9999)
+        )
+        self.assertEqual(b"1" * 2048, self.disk.crash("none").read("/a", 0, 9999))
+        next_process = self.disk.crash(process_only=True)
+        next_process.open("/a").sync()
+        self.assertEqual(b"2" * 2048, next_process.crash("none").read("/a", 0, 9999))
+        self.disk.before = None
+        self.disk.fail("sync")
+        self.assertRaises(StorageFailed, file.sync)
+        self.assertEqual(b"1" * 2048, self.disk.crash("all").read("/a", 0, 9999))
 
     def test_a_crash_leaves_the_original_alone(self) -> None:
         file = self.synced()

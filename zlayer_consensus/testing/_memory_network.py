@@ -76,6 +76,10 @@ class MemoryNetwork:
         request, and the message: when a request or its outcome leaves, and when a request arrives."""
         self.latest = clock.seconds()
         """By then everything has arrived that was sent so far, and is neither lost nor held."""
+        self.request: Any = None
+        """The request whose outcome ``watch`` is told of."""
+        self.troubles = 0
+        """How many messages were lost, held, doubled or late, requests and replies."""
         self._random = random
         self._links: dict[tuple[str, str], Link] = {}
         self._cuts: set[tuple[str, str]] = set()
@@ -193,6 +197,7 @@ class MemoryNetwork:
         def here() -> None:
             link = self._links.get((source, target), self.default)
             if link.clogged:
+                self.troubles += 1
                 self._held.setdefault((source, target), []).append(here)
             elif self._passes(source, target):
                 arrive()
@@ -207,10 +212,15 @@ class MemoryNetwork:
     def _passes(self, source: str, target: str) -> bool:
         """Decide the fate of one message at the time when it arrives: what is on its way when a link is cut is lost."""
         link = self._links.get((source, target), self.default)
-        return not (link.cut or (source, target) in self._cuts) and not self._happens(link.loss)
+        if link.cut or (source, target) in self._cuts:
+            self.troubles += 1
+            return False
+        return not self._happens(link.loss)
 
     def _happens(self, probability: float) -> bool:
-        return probability > 0 and self._random.random() < probability
+        happens = probability > 0 and self._random.random() < probability
+        self.troubles += happens
+        return happens
 
     def _delay(self, source: str, target: str) -> float:
         link = self._links.get((source, target), self.default)
@@ -244,6 +254,7 @@ class MemoryNetwork:
         def answer(result: Any) -> None:
             if self._services.get(target, (None,))[0] is service:
                 if self.watch is not None:
+                    self.request = request
                     self.watch("error" if isinstance(result, Failure) else "reply", source, target, result)
                     if target not in self._services:  # whoever watched has ended this process
                         return

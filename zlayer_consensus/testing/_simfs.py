@@ -14,9 +14,13 @@ from ..errors import StorageFailed, StorageFull, StorageLocked
 from ..storage import IFile, IFileLock, IFileSystem
 from ._simnodes import SECTOR, Content, Copier, Directory, Keep, Node, Unsynced
 
-__all__ = ["SECTOR", "Keep", "SimulatedFileSystem", "Unsynced"]
+__all__ = ["SECTOR", "Interrupted", "Keep", "SimulatedFileSystem", "Unsynced"]
 
 _ENDLESS = 1 << 60
+
+
+class Interrupted(StorageFailed):
+    """The process dies, or the machine loses its power, before an operation: what was written waits to be synced."""
 
 
 @implementer(IFile)
@@ -38,6 +42,8 @@ class _SimulatedFile:
     def sync(self) -> None:
         try:
             self._check("sync")
+        except Interrupted:
+            raise
         except StorageFailed:
             # As ext4, XFS and Btrfs do: the pages count as clean, though the disk never got them.
             self._content.dirty.clear()
@@ -187,7 +193,7 @@ class SimulatedFileSystem:
         if self.before is not None:
             self.before(operation, path)
         if self.dead:
-            raise StorageFailed(operation, path, "the process is dead")
+            raise Interrupted(operation, path, "the process is dead")
         left, cause = self._faults.pop(operation, (0, ""))
         if left == 1:
             raise StorageFailed(operation, path, cause)

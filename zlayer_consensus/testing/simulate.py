@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -245,7 +246,9 @@ def _save(plan: Plan, outcome: Outcome, options: _Options) -> None:
         except OSError as error:
             options.say(f"The plan was not saved: {options.save_plan}: {error.strerror}", colour="red")
             return
-        options.say(f"Saved; again: python -m zlayer_consensus.testing.simulate --plan {options.save_plan} --trace")
+        again = f"--plan {shlex.quote(options.save_plan)}"
+        again += f" --application {options.application}" if options.application else ""
+        options.say(f"Saved; again: python -m zlayer_consensus.testing.simulate {again} --trace")
 
 
 def _print_json(report: Report, elapsed: float, plans: dict[int, Plan]) -> None:

@@ -192,6 +192,7 @@ class _Calm:
             if not timeline.run(end, self._at_rest, every):
                 self._failed(begun)
                 return
+        world.trace("at rest", f"after {timeline.now - begun:.3f} of {end - begun:.3f} s")
         world.count("calm permille", round(1000 * (timeline.now - begun) / (end - begun)))
         leader = self._leader()
         timeline.run(timeline.now + 3 * self._slow * self._config.election_timeout_max)

@@ -103,6 +103,8 @@ class Checker:
         self.violation: Violation | None = None
         """The first one. The code under test may have swallowed the exception."""
         self._lives: dict[int, _Life] = {}
+        self._taken: dict[int, int] = {}
+        """How far the newest snapshot of each node goes, also when it starts again."""
         self._leaders: dict[int, int] = {}
         self._campaigns: dict[tuple[int, int], LogId] = {}
         """(term, candidate): where its log ended."""
@@ -124,6 +126,7 @@ class Checker:
 
     def forget(self, node_id: int) -> None:
         """Its disk was wiped or damaged: nothing is expected of it any more."""
+        self._taken.pop(node_id, None)
         self.mirrors[node_id] = Mirror()
 
     def started(self, node_id: int) -> None:
@@ -149,6 +152,7 @@ class Checker:
         What it has acknowledged before counts on for a leader that has not heard of the repair: a majority that elects
         another one includes all who hold that but for this node, which does not vote.
         """
+        self._taken.pop(node_id, None)
         self._ghosts[node_id] = self.mirrors[node_id].durable
         left = list(positions(start))
         unknown = [each for each in left if (each.index, each.term) not in self._known]
@@ -221,12 +225,15 @@ class Checker:
 
     # The messages
 
-    def message(self, kind: str, sender: int, target: int, message: Any) -> None:
-        """A request leaves its sender, or a reply its target: what it promises must be durable (H-01, J-21, J-22)."""
+    def message(self, kind: str, sender: int, target: int, message: Any, request: Any = None) -> None:
+        """A request leaves its sender, or a reply its target: what it promises must be durable (H-01, J-21, J-22).
+
+        :param request: what the reply is one to.
+        """
         if kind == "request":
             self._request(sender, message)
         elif kind == "reply":
-            self._reply(sender, target, message)
+            self._reply(sender, target, message, request)
 
     def _request(self, sender: int, message: Any) -> None:
         if isinstance(message, VoteRequest) and not message.pre_vote:
@@ -239,22 +246,39 @@ class Checker:
         elif isinstance(message, AppendRequest) and self.mirrors[sender].durable.state.term < message.term:
             raise self.violated("persist before send", f"node {sender} leads term {message.term}, which is not durable")
 
-    def _reply(self, sender: int, target: int, message: Any) -> None:
+    def _reply(self, sender: int, target: int, message: Any, request: Any) -> None:
         """``target`` answers ``sender``."""
         durable = self.mirrors[target].durable
+        wrong = ""
         if isinstance(message, VoteReply):
             if message.granted and not message.pre_vote:
                 self._granted(message.term, target, sender)
         elif isinstance(message, AppendReply):
-            if message.success and message.match > durable.last:
-                text = f"node {target} acknowledges {message.match}, durable is {durable.last}"
-                raise self.violated("persist before send", text)
+            if message.success:
+                wrong = self._acknowledged(durable, message.match, request)
         elif isinstance(message, HeartbeatReply):
             if message.last_index > durable.last:
-                text = f"node {target} tells of {message.last_index}, durable is {durable.last}"
-                raise self.violated("persist before send", text)
+                wrong = f"tells of {message.last_index}, durable is {durable.last}"
         elif isinstance(message, SnapshotChunkReply) and message.status == "installed":
-            return
+            last = request.last
+            if durable.last < last.index:
+                wrong = f"has installed the snapshot at {last}, durable is {durable.last}"
+        if wrong:
+            raise self.violated("persist before send", f"node {target} {wrong}")
+
+    @staticmethod
+    def _acknowledged(durable: Copy, match: int, request: AppendRequest) -> str:
+        """Say what is wrong with an acknowledgement: all up to there is durable, and is what was sent."""
+        if match > durable.last:
+            return f"acknowledges {match}, durable is {durable.last}"
+        if durable.state.term < request.term:
+            return f"acknowledges {match} in term {request.term}, durable is {durable.state}"
+        if durable.state.term > request.term:
+            return ""  # of a former leader: what it sent may be gone by now
+        for entry in request.entries:
+            if entry.index <= match and not durable.covers(entry.index, mark(entry)):
+                return f"acknowledges {entry.id}, durable is {durable.mark_at(entry.index)}"
+        return ""
 
     def _granted(self, term: int, voter: int, candidate: int) -> None:
         state = self.mirrors[voter].durable.state
@@ -320,14 +344,25 @@ class Checker:
             self.mirrors[node_id].purged(life.purging)
             life.purging = None
         life.term, life.commit, life.applied, life.role = term, commit, applied, role
-        last, snapshot = core.last.index, core.snapshot
+        self._order(process.host.node_id, runtime)
+
+    def _order(self, node_id: int, runtime: Any) -> None:
+        """purged <= snapshot <= applied <= commit <= last; and no snapshot is lost."""
+        core, applied = runtime.core, runtime.applier.applied
+        snapshot = core.snapshot
         taken = snapshot.last.index if snapshot is not None else 0
-        if not (core.purged.index <= max(taken, 0) <= commit <= last and applied <= commit and core.durable <= last):
+        hint, last = self.mirrors[node_id].latest.state.commit, core.last.index
+        former = self._taken.get(node_id, 0)
+        ordered = core.purged.index <= taken <= core.commit <= last and applied <= core.commit
+        # While a leader's snapshot is installed, the application is behind it.
+        loaded = taken <= applied or runtime.receiver._installing is not None
+        if not (ordered and loaded and former <= taken and hint <= core.commit and core.durable <= last):
             text = (
-                f"node {node_id}: purged {core.purged.index}, snapshot {taken}, applied {applied}, commit {commit}, "
-                f"durable {core.durable}, last {last}"
+                f"node {node_id}: purged {core.purged.index}, snapshot {taken} (it had {former}), "
+                f"applied {applied}, commit {core.commit} ({hint} in its log), durable {core.durable}, last {last}"
             )
             raise self.violated("order of indexes", text)
+        self._taken[node_id] = taken
 
     def _configuration(self, node_id: int, life: _Life, core: RaftCore) -> None:
         """The configuration in effect is the newest of the log, committed or not; a snapshot's is that of its index."""

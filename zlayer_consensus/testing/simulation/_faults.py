@@ -43,6 +43,7 @@ _FAULTS: dict[str, tuple[float, Callable[[World, Random], None]]] = {
     "disks full": (0.7, disk.disks_full),
     "disk error": (1.0, disk.failure),
     "bit rot": (2.0, disk.rot),
+    "bit rot while running": (2.0, disk.rot_while_running),
     "lost tail": (3.0, disk.lost_tail),
     "wipe": (1.0, disk.wipe),
     "add voter": (2.0, members.add_voter),

@@ -61,7 +61,7 @@ def _befall(world: World, random: Random, host: Host) -> None:
     world.count("interrupted")
     world.trace("interrupted", f"node {host.node_id}: {way}")
     if way == "crash":
-        world.count("crash")
+        world.harm("crash")
         host.kill()
         host.restart(span)
     elif way == "power loss":

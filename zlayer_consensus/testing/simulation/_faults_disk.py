@@ -14,14 +14,14 @@ from ._host import Host
 if TYPE_CHECKING:
     from ._world import World
 
-__all__ = ["disk_full", "disks_full", "failure", "lost_tail", "rot", "slow", "stall", "wipe"]
+__all__ = ["disk_full", "disks_full", "failure", "lost_tail", "rot", "rot_while_running", "slow", "stall", "wipe"]
 
 
 def slow(world: World, random: Random) -> None:
     """A disk becomes slow for a while."""
     host = victim(world, random)
     if host is not None:
-        world.count("slow disk")
+        world.harm("slow disk")
         host.sluggish = random.choice((3.0, 20.0, 100.0))
         world.trace("slow disk", f"node {host.node_id}, {host.sluggish:g} times")
         world.later(world.long_span(random), setattr, host, "sluggish", 1.0)
@@ -32,7 +32,7 @@ def stall(world: World, random: Random) -> None:
     host = victim(world, random)
     if host is not None:
         seconds = world.long_span(random)
-        world.count("stall")
+        world.harm("stall")
         world.trace("stalled disk", f"node {host.node_id} for {seconds:.3f} s")
         host.stalled_until = max(host.stalled_until, world.timeline.now + seconds)
 
@@ -56,7 +56,7 @@ def disks_full(world: World, random: Random) -> None:
 def _fill(world: World, host: Host, random: Random) -> None:
     if host.gone or world.calm:
         return
-    world.count("disk full")
+    world.harm("disk full")
     # When the reserve is used up, too.
     host.expects.add("storage_full")
     host.files.capacity = host.files.used() + random.choice((0, 100, 2000, 20_000))
@@ -76,7 +76,7 @@ def failure(world: World, random: Random) -> None:
     process = host.process
 
     def burn(operation: str, path: str) -> None:
-        world.count(f"{operation} error")
+        world.harm(f"{operation} error")
         world.trace("disk error", f"{operation} {path}")
         host.expects.add("storage_failed")
         patience = 2 * world.plan.knobs.config.bulk_timeout + 10 * world.plan.knobs.config.election_timeout_max
@@ -115,7 +115,7 @@ def lost_tail(world: World, random: Random) -> None:
         offset = max(0, used - random.choice((1, 500, 2000, 8000)))
         byte = host.files.read(path, offset, 1)[0]
         host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
-        world.count("lost tail")
+        world.harm("lost tail")
         world.trace("lost tail", f"node {host.node_id}, {path} at {offset}")
         host.expects.add("storage_corrupt")
         host.restart(0.1 * world.span(random))
@@ -152,31 +152,52 @@ def _begun(world: World, host: Host) -> bool:
 
 
 def rot(world: World, random: Random) -> None:
-    """A bit of what is durable flips while a node is down in order: it is refused, or does no harm (S-02 to S-04)."""
+    """A bit of what is durable flips while a node is down: it is refused, or does no harm (S-02 to S-04)."""
     host = _lossy(world, random)
     if host is None or host.when_down is not None or host.process is None:
         return
     world.quorums.lose(host.node_id, "damaged")
 
     def flip(orderly: bool) -> None:
-        files = [(path, size) for path, size in host.files.files() if size]
-        if not orderly or not files:
-            world.quorums.found(host.node_id)
-            return
-        logs = [file for file in files if file[0].endswith(".seg")]
-        path, size = random.choice(logs if logs and random.random() < 0.5 else files)
-        # Most bytes are zeros that nobody has written to yet.
-        tries = [random.randrange(size) for _ in range(random.choice((1, 50)))]
-        offset = next((each for each in tries if host.files.read(path, each, 1) != b"\0"), tries[0])
-        byte = host.files.read(path, offset, 1)[0]
-        host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
-        world.count("bit rot")
-        world.trace("bit rot", f"node {host.node_id}, {path} at {offset}")
-        host.expects.add("storage_corrupt")
-        host.restart(world.span(random))
+        _flip_a_bit(world, host, random, "bit rot", whole=orderly)
+        if orderly:
+            host.restart(world.span(random))
 
     host.when_down = flip
     shut_down(world, host)
+
+
+def rot_while_running(world: World, random: Random) -> None:
+    """A bit flips under a running node: whatever reads it notices, the scrub at the latest (S-02, S-13)."""
+    host = _lossy(world, random)
+    if host is not None and host.when_down is None:
+        world.quorums.lose(host.node_id, "damaged")
+        _flip_a_bit(world, host, random, "bit rot while running", whole=False)
+
+
+def _flip_a_bit(world: World, host: Host, random: Random, what: str, *, whole: bool) -> None:
+    """Damage one of a node's files.
+
+    :param whole: whether all of it is durable. Else the segment that is written to is left alone: what a crash can
+        leave of its last record is not always told from damage (docs/storage-format.rst), and so is what is unfinished.
+    """
+    files = [(path, size) for path, size in host.files.files() if size]
+    logs = [file for file in files if file[0].endswith(".seg")]
+    if not whole:
+        logs = logs[:-1]
+        files = logs + [file for file in files if "/snap/" in file[0] and ".tmp" not in file[0]]
+    if not files:
+        world.quorums.found(host.node_id)
+        return
+    path, size = random.choice(logs if logs and random.random() < 0.5 else files)
+    # Most bytes are zeros that nobody has written to yet.
+    tries = [random.randrange(size) for _ in range(random.choice((1, 50)))]
+    offset = next((each for each in tries if host.files.read(path, each, 1) != b"\0"), tries[0])
+    byte = host.files.read(path, offset, 1)[0]
+    host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
+    world.harm(what)
+    world.trace(what, f"node {host.node_id}, {path} at {offset}")
+    host.expects.add("storage_corrupt")
 
 
 def _lossy(world: World, random: Random) -> Host | None:
@@ -196,7 +217,7 @@ def wipe(world: World, random: Random) -> None:
     if host is None:
         return
     world.quorums.lose(host.node_id, "wiped")
-    world.count("wipe")
+    world.harm("wipe")
     world.trace("wipe", f"node {host.node_id}")
     host.kill()
     host.attic, host.files = host.files, SimulatedFileSystem()

@@ -24,7 +24,7 @@ def _cut(world: World, random: Random, what: str, pairs: list[Pair]) -> None:
     """Cut these links, at once or one after the other, and mend them some time."""
     if not pairs:
         return
-    world.count(what)
+    world.harm(what)
     world.trace(what, ", ".join(f"{a}>{b}" for a, b in pairs) if len(pairs) < 7 else f"{len(pairs)} links")
     span = world.long_span(random)
     slow = random.random() < 0.2
@@ -69,7 +69,7 @@ def depose(world: World, random: Random) -> None:
     others = [address for address in _addresses(world, random) if address != one]
     company = max(0, len(others) // 2 - 1) if random.random() < 0.8 else 0
     here, there = [one, *others[:company]], others[company:]
-    world.count("deposed leader")
+    world.harm("deposed leader")
     world.trace("deposed leader", f"node {leaders[0].node_id}, with {company} others")
     pairs = [pair for a in here for b in there for pair in ((a, b), (b, a))]
     for pair in pairs:
@@ -121,7 +121,7 @@ def clog(world: World, random: Random) -> None:
     random.shuffle(pairs)
     if not pairs:
         return
-    world.count("clog")
+    world.harm("clog")
     world.trace("clog", f"{len(pairs)} links")
     span = world.long_span(random)
     for number, pair in enumerate(pairs):
@@ -137,7 +137,7 @@ def degrade(world: World, random: Random) -> None:
     pairs = [(a, b) for a in addresses for b in addresses if a != b and random.random() < 0.4]
     if not pairs:
         return
-    world.count("bad link")
+    world.harm("bad link")
     world.trace("bad links", f"{len(pairs)}")
     timeout = world.plan.knobs.config.election_timeout_min
     for pair in pairs:

@@ -48,12 +48,12 @@ def _die(world: World, host: Host, random: Random) -> None:
     way = random.random()
     world.trace("dies", f"node {host.node_id}")
     if way < 0.25:
-        world.count("crash")
+        world.harm("crash")
         host.kill()
     elif way < 0.75:
         host.kill(keep(random))
     else:
-        world.count("crash")
+        world.harm("crash")
         host.kill()
         _machine_follows(world, host, random)
     host.restart(world.span(random))
@@ -81,7 +81,7 @@ def crash(world: World, random: Random) -> None:
     host = victim(world, random)
     if host is not None:
         world.trace("crash", f"node {host.node_id}")
-        world.count("crash")
+        world.harm("crash")
         host.kill()
         if random.random() < 0.3:
             _machine_follows(world, host, random)
@@ -116,7 +116,7 @@ def power_all(world: World, random: Random) -> None:
 
 
 def _lose_all_power(world: World, random: Random) -> None:
-    world.count("power loss of all")
+    world.harm("power loss of all")
     world.trace("power loss", "all")
     for host in list(world.hosts.values()):
         if not host.gone:
@@ -136,7 +136,7 @@ def crash_at_operation(world: World, random: Random) -> None:
         nth = random.choice((1, 2, random.randint(1, 12)))
 
         def burn(operation: str, path: str) -> None:
-            world.count(f"crash at {operation}")
+            world.harm(f"crash at {operation}")
             world.trace("crash at", f"{operation} {path}")
             _die(world, host, random)
 
@@ -150,7 +150,7 @@ def crash_at_message(world: World, random: Random) -> None:
 
         def burn() -> None:
             if host.process is not None:
-                world.count("crash at message")
+                world.harm("crash at message")
                 _die(world, host, random)
 
         world.fuses[host.node_id] = (random.choice((1, 2, random.randint(1, 30))), burn)
@@ -169,7 +169,7 @@ def crash_while_starting(world: World, random: Random) -> None:
         host.arm(operations, random.choice((1, 2, 3, random.randint(1, 20))), burn)
 
     def burn(operation: str, _path: str) -> None:
-        world.count("crash while starting")
+        world.harm("crash while starting")
         world.trace("crash at", f"{operation}, starting")
         _die(world, host, random)
 
@@ -183,7 +183,7 @@ def pause(world: World, random: Random) -> None:
     host = victim(world, random)
     if host is not None:
         seconds = world.long_span(random)
-        world.count("pause")
+        world.harm("pause")
         world.trace("pause", f"node {host.node_id} for {seconds:.3f} s")
         host.pause(seconds, timers_late=random.random() < 0.5)
 
@@ -210,7 +210,7 @@ def clock_rate(world: World, random: Random) -> None:
     host = world.any_host(random, alive=True)
     if host is not None:
         drift = world.plan.knobs.drift or 0.05
-        world.count("clock drift")
+        world.harm("clock drift")
         host.change_rate(1.0 + random.uniform(-drift, drift))
         world.trace("clock", f"node {host.node_id} goes at {host.rate:.3f}")
 
@@ -219,6 +219,6 @@ def wall_clock(world: World, random: Random) -> None:
     """A machine's time of day jumps."""
     host = world.any_host(random, alive=True)
     if host is not None:
-        world.count("wall clock jump")
+        world.harm("wall clock jump")
         host.wall_offset = random.choice((0.0, random.uniform(-10, 10), random.uniform(-1e5, 1e5)))
         world.trace("wall clock", f"node {host.node_id} is off by {host.wall_offset:.1f} s")

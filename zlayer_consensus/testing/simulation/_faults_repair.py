@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...errors import StorageCorrupt, StorageFailed
 from ...storage.inspection import NoLog, examine_log, start_of
 from ...storage.offline import CannotRepair, carry_out, finish_interrupted, interrupted, locked, plan_repair
-from .._simfs import SimulatedFileSystem
+from .._simfs import Interrupted, SimulatedFileSystem
 from ._fuse import Fuse
 
 if TYPE_CHECKING:
@@ -68,4 +68,4 @@ def _cluster_id(host: Host) -> bytes:
 
 
 def _power_fails(operation: str, path: str) -> None:
-    raise StorageFailed(operation, path, "the power fails")
+    raise Interrupted(operation, path, "the power fails")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from ...errors import StorageFailed
 from ...node import ConsensusNode, InitialMember
 from ...storage import FileLogStore, FileStateMachine, IExecutor, InlineExecutor
-from .._simfs import Keep, SimulatedFileSystem
+from .._simfs import Interrupted, Keep, SimulatedFileSystem
 from ._chain import ChainTypes, chained
 from ._executor import SimulatedExecutor
 from ._faults_repair import LOG, STATE, repair
@@ -109,10 +108,12 @@ class Host:
         when_down, self.when_down = self.when_down, None
         files = self.files
         files.dead = True
+        if keep == "prefix":
+            keep = self._prefix(files)
         self.files = files.crash(process_only=True) if keep is None else files.crash(keep)
         if keep is not None:
             world = self.world
-            world.count("power loss")
+            world.harm("power loss")
             world.count("lost write", self.files.lost_files)
             world.count("torn write", self.files.torn_files)
             world.count("lost rename", self.files.lost_renames)
@@ -120,6 +121,11 @@ class Host:
             process.die(silent=keep is not None)
         if when_down is not None:
             when_down(False)
+
+    def _prefix(self, files: SimulatedFileSystem) -> Keep:
+        """Return what a disk keeps that wrote in order, of all files together, and got so far."""
+        unsynced = files.unsynced()
+        return frozenset(unsynced[: self.random.randint(0, len(unsynced))])
 
     def _break_off(self, process: Process) -> None:
         """Let what the disk is doing get as far as chance has it."""
@@ -129,7 +135,7 @@ class Host:
             nonlocal left
             if operation in _CHANGES:
                 if not left:
-                    raise StorageFailed(operation, path, "the process dies")
+                    raise Interrupted(operation, path, "the process dies")
                 left -= 1
 
         files = self.files

@@ -94,6 +94,8 @@ class Mirror:
         if not self.pending or self.pending[0] is not write:
             return "a write was acknowledged out of order"
         self.durable.change(self.pending.pop(0))
+        if self.durable.state.commit > self.durable.last:
+            return f"{self.durable.state} is durable, and the log ends at {self.durable.last}"
         return ""
 
     def purged(self, upto: LogId) -> None:
@@ -134,6 +136,8 @@ class Mirror:
         known = self.durable.state
         if state.term < known.term or (state.term == known.term and known.voted_for not in (0, state.voted_for)):
             return f"term {known.term} and the vote for {known.voted_for} were durable, and came back as {state}"
+        if state.commit < known.commit:
+            return f"commit {known.commit} was durable, and came back as {state.commit}"
         candidates = [known, *(write.hard_state for write in self.pending if write.hard_state is not None)]
         if (state.term, state.voted_for) not in [(each.term, each.voted_for) for each in candidates]:
             return f"{state} was never written"

@@ -68,7 +68,7 @@ class Knobs:
         """Draw whether the nodes watch over themselves. Most do not, and then nothing of a run is another."""
         often = random.choices((0.0, 0.5, 3.0), (6, 1, 1))[0]
         unit = self.config.election_timeout_min
-        rate = random.choices((0, 10_000, 10_000_000), (6, 1, 1))[0]
+        rate = random.choices((0, 1, 10_000, 10_000_000), (6, 0.3, 1, 1.5))[0]
         config = attrs.evolve(
             self.config,
             digest_interval=often * unit,
@@ -145,7 +145,7 @@ def _config(random: Random, shortest: int, profile: str, quick: bool) -> Consens
         snapshot_chunk_bytes=(
             random.choices((1, 20, 300, 1 << 18), (0.02, 0.5, 2, 3))[0] if quick else choice((300, 1 << 18))
         ),
-        proposal_timeout=unit_ms / 1000 * choice((1, 4)),
+        proposal_timeout=unit_ms / 1000 * random.choices((0.1, 1, 4), (0.1, 1, 1))[0],
         max_proposal_bytes=largest,
         max_pending_proposals=random.choices((1, 3, 20_000), (1, 2, 4))[0],
         max_pending_bytes=choice((largest, 64 << 20)),

@@ -55,6 +55,8 @@ _UNKNOWN = (OutcomeUnknown, SessionSequenceStale)
 LEAST_DONE = 10
 LEAST_WRITTEN = 4
 """A run in which clients have fewer results, and fewer of commands, is vacuous."""
+LEAST_SHARE = 0.05
+"""So is one in which clients have the results of a smaller part of what they asked for."""
 
 
 class Workload:
@@ -73,7 +75,7 @@ class Workload:
         self.actions = application.actions(plan.knobs.keys)
         self.encode = application.types.encode_request
         self.clients = [Client(self, number) for number in range(1, plan.knobs.clients + 1)]
-        self.done = self.written = 0
+        self.done = self.written = self.ended = 0
         """Operations, and commands among them, whose result a client has."""
         self._waiting: dict[Attempt, None] = {}
         self._order = 0
@@ -260,6 +262,7 @@ class Workload:
         """
         world = self.world
         task.over, task.attempt = kind, None
+        self.ended += 1
         if kind == "ok":
             self.done += 1
             self.written += task.effect
@@ -325,6 +328,8 @@ class Workload:
             return "no quorum was left that could come to rest"
         if self.history.verdict == "unknown":
             return "the checker of the history has used up its budget"
-        if self.done < LEAST_DONE or self.written < LEAST_WRITTEN:
-            return f"clients have the results of {self.done} operations, {self.written} of them commands"
+        if self.done < LEAST_DONE or self.written < LEAST_WRITTEN or self.done < LEAST_SHARE * self.ended:
+            return f"clients have the results of {self.done} of {self.ended} operations, {self.written} are commands"
+        if not self.world.harmed and not self.world.network.troubles:
+            return "nothing went wrong: no process, disk, clock, link or message came to harm"
         return ""

@@ -55,6 +55,8 @@ class World:
         self.checker = Checker()
         self.counts: Counter[str] = Counter()
         """How often what happened."""
+        self.harmed = 0
+        """How often a process, a disk, a clock or links were harmed."""
         self.recorder = Recorder(self, trace, disk=trace_disk)
         self.hosts: dict[int, Host] = {}
         self.processes: dict[ProcessClock, Process] = {}
@@ -84,6 +86,11 @@ class World:
         """Count that something happened."""
         self.counts[what] += amount
 
+    def harm(self, what: str) -> None:
+        """Count that something went wrong, as it was to."""
+        self.counts[what] += 1
+        self.harmed += 1
+
     def broken(self, failure: Failure) -> None:
         """An exception where there should be none."""
         if self._broken is None:
@@ -111,7 +118,7 @@ class World:
         if kind == "request" and isinstance(message, DigestRequest):
             self.count("digest verdict" if message.index else "digest request")
         if self.hosts[sender].attic is None and self.hosts[receiver].attic is None:
-            self.checker.message(kind, sender, receiver, message)
+            self.checker.message(kind, sender, receiver, message, self.network.request)
         elif kind == "reply" and self.hosts[receiver].attic is not None:
             self._amnesia(receiver, message)
         if self.fuses:
