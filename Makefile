@@ -64,6 +64,7 @@ SEED ?= 1
 acceptance: venv ## Kill, stop and starve real nodes for several minutes, and see that nothing is lost
 	@$(BIN)/python -m tests.acceptance.answers --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.kill_all --rounds 10 --seed $(SEED)
+	@$(BIN)/python -m tests.acceptance.kill_all --rounds 10 --values disk --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.stopped follower --seconds 10 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.stopped leader --seconds 10 --seed $(SEED)
 	@$(BIN)/python -m tests.acceptance.catch_up --entries 50000 --seed $(SEED)

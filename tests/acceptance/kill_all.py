@@ -17,7 +17,7 @@ from urllib.parse import quote
 from zlayer_consensus.daemon._local_cluster import ClusterFailed
 
 from ._clients import AGAIN, Client, Register, number_in
-from ._scene import PATIENCE, QUICK, Scene, tell, together
+from ._scene import PATIENCE, QUICK, STORAGE, Scene, tell, together
 from ._watch import Violation
 from ._wire import NoAnswer
 
@@ -143,13 +143,16 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--writers", type=int, default=16)
     parser.add_argument("--acks", type=int, default=1000, help="acknowledged writes between two kills")
+    parser.add_argument("--values", choices=("memory", "disk"), default="memory", help="where the values are")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
     def story(scene: Scene) -> Coroutine[Any, Any, None]:
         return KillAll(scene, options.rounds, options.writers, options.acks).run()
 
-    return tell("kill-all", story, raft=RAFT, seed=options.seed, deadline=300 + 120 * options.rounds)
+    storage = {**STORAGE, "values": options.values}
+    deadline = 300 + 120 * options.rounds
+    return tell("kill-all", story, raft=RAFT, storage=storage, seed=options.seed, deadline=deadline)
 
 
 if __name__ == "__main__":

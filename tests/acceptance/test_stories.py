@@ -42,6 +42,11 @@ class Stories(TestCase):
         """Every acknowledged write is there after all nodes were killed at once, and none is doubled (J-80, J-101)."""
         await kill_all.KillAll(self.scene(kill_all.RAFT), rounds=2, acks=200).run()
 
+    async def test_all_killed_with_values_on_disk(self) -> None:
+        """The same where the values are in files of their own (S-13, J-80)."""
+        scene = self.scene(kill_all.RAFT, larger_than_memory.STORAGE_ON_DISK)
+        await kill_all.KillAll(scene, rounds=2, acks=200).run()
+
     async def test_stopped_follower(self) -> None:
         """One that was stopped leaves the term as it was (H-10)."""
         await StoppedFollower(self.scene(CALM), seconds=4).run()

@@ -23,7 +23,7 @@ from zlayer_consensus.daemon._local_cluster import ClusterFailed
 
 from ._clients import AGAIN, Client, Register, content, number_in
 from ._members import Members
-from ._scene import PATIENCE, QUICK, Scene, tell, together
+from ._scene import PATIENCE, QUICK, STORAGE, Scene, tell, together
 from ._watch import Violation
 from ._wire import NoAnswer
 
@@ -305,13 +305,15 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--nodes", type=int, default=3)
     parser.add_argument("--churn", action="store_true", help="members come and go, too")
+    parser.add_argument("--values", choices=("memory", "disk"), default="memory", help="where the values are")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
 
     def story(scene: Scene) -> Coroutine[Any, Any, None]:
         return Torture(scene, options.seconds, nodes=options.nodes, churn=options.churn).run()
 
-    return tell("torture", story, raft=RAFT, seed=options.seed, deadline=900 + 3 * options.seconds)
+    storage, deadline = {**STORAGE, "values": options.values}, 900 + 3 * options.seconds
+    return tell("torture", story, raft=RAFT, storage=storage, seed=options.seed, deadline=deadline)
 
 
 if __name__ == "__main__":
