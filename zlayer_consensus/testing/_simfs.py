@@ -172,6 +172,10 @@ class SimulatedFileSystem:
                     sizes[id(node)] = len(node.cached)
         return sum(sizes.values())
 
+    def peek(self, path: str, offset: int, size: int) -> bytes:
+        """Read what no program asks for: it is no operation, and nothing can happen at it."""
+        return bytes(self._file("read", path).cached[offset : offset + size])
+
     def corrupt(self, path: str, offset: int, data: bytes) -> None:
         """Overwrite bytes behind everybody's back, durably: what a failing disk does."""
         content = self._file("corrupt", path)

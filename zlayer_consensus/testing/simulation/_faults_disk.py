@@ -111,9 +111,9 @@ def lost_tail(world: World, random: Random) -> None:
             world.network.mend(late)
             return
         path = max(logs)
-        used = len(host.files.read(path, 0, 1 << 30).rstrip(b"\0"))
+        used = len(host.files.peek(path, 0, 1 << 30).rstrip(b"\0"))
         offset = max(0, used - random.choice((1, 500, 2000, 8000)))
-        byte = host.files.read(path, offset, 1)[0]
+        byte = host.files.peek(path, offset, 1)[0]
         host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
         world.harm("lost tail")
         world.trace("lost tail", f"node {host.node_id}, {path} at {offset}")
@@ -192,8 +192,8 @@ def _flip_a_bit(world: World, host: Host, random: Random, what: str, *, whole: b
     path, size = random.choice(logs if logs and random.random() < 0.5 else files)
     # Most bytes are zeros that nobody has written to yet.
     tries = [random.randrange(size) for _ in range(random.choice((1, 50)))]
-    offset = next((each for each in tries if host.files.read(path, each, 1) != b"\0"), tries[0])
-    byte = host.files.read(path, offset, 1)[0]
+    offset = next((each for each in tries if host.files.peek(path, each, 1) != b"\0"), tries[0])
+    byte = host.files.peek(path, offset, 1)[0]
     host.files.corrupt(path, offset, bytes([byte ^ (1 << random.randrange(8))]))
     world.harm(what)
     world.trace(what, f"node {host.node_id}, {path} at {offset}")
