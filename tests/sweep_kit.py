@@ -7,6 +7,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from itertools import islice
+from typing import Any
 from unittest import mock
 
 from twisted.logger import ILogObserver, LogEvent, Logger
@@ -20,6 +21,7 @@ from zlayer_consensus.cli._verify import verify
 from zlayer_consensus.errors import StorageCorrupt
 from zlayer_consensus.storage import FileLogStore, IExecutor, IFileSystem
 from zlayer_consensus.testing import SimulatedFileSystem
+from zlayer_consensus.testing._simnodes import Content
 from zlayer_consensus.testing.crashes import CrashViolation, NodeScript, NodeSubject, Story, node_story
 
 __all__ = ["Directory", "Sweep", "Verifier", "flips", "kind_of"]
@@ -62,6 +64,10 @@ class Directory:
     def _story(self) -> Story:
         return node_story(self._make_log, make_machine_store, self._script())
 
+    def recover(self, files: SimulatedFileSystem) -> Any:
+        """Return what a start of the node finds."""
+        return self.subject.recover(files)
+
     def stopped(self) -> SimulatedFileSystem:
         """Return it after a clean stop."""
         files = SimulatedFileSystem()
@@ -87,7 +93,8 @@ class Sweep:
     """Damages one byte at a time, and starts a node on that.
 
     A start opens both stores, loads the newest snapshot, and reads every entry that the log says it has. What it never
-    reads cannot change what it does: those bytes are counted, and left alone.
+    reads cannot change what it does: those bytes are counted, and left alone. A file with several names is damaged
+    once, by the first of them.
 
     :param tried: how many bytes were damaged, by kind of file.
     :param refused: for how many of them the start was refused.
@@ -98,21 +105,26 @@ class Sweep:
         self.tried: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
         self.unread = 0
-        self._subject = directory.subject
+        self._recover = directory.recover
         self._files = files
-        self._sizes = dict(files.files())
-        self._read = {path: bytearray(size) for path, size in self._sizes.items()}
         start = files.crash("all")
+        names: dict[Content, str] = {}
+        for path, _ in files.files():
+            names.setdefault(start._file("names", path), path)
+        self._sizes = {path: files.size(path) for path in names.values()}
+        self._read = {path: bytearray(size) for path, size in self._sizes.items()}
         read = start.read
 
         def noted(path: str, offset: int, size: int) -> bytes:
             found = read(path, offset, size)
-            if path in self._read:
-                self._read[path][offset : offset + len(found)] = b"\x01" * len(found)
+            # By whatever name: a start gives the files of a snapshot new ones.
+            name = names.get(start._file("names", path))
+            if name is not None:
+                self._read[name][offset : offset + len(found)] = b"\x01" * len(found)
             return found
 
         with mock.patch.object(start, "read", noted):
-            self.pristine = self._subject.recover(start)
+            self.pristine = self._recover(start)
 
     def places(self) -> Iterator[tuple[str, int, int]]:
         """Yield path, offset and value of each byte that a start reads."""
@@ -135,19 +147,29 @@ class Sweep:
 
         :raises CrashViolation: if it starts with another state, or does not say what is damaged.
         """
-        kind = kind_of(path)
+        kind = self.kind(path)
         self.tried[kind] += 1
         what = f"{path}, byte {offset} is {value:#04x}"
+        files = self.damaged(path, offset, value)
         try:
-            found = self._subject.recover(self.damaged(path, offset, value))
+            found = self._recover(files)
         except StorageCorrupt as error:
-            if error.path != path or not 0 <= error.offset <= self._sizes[path] or error.first_index is None:
+            named = files._file("names", error.path) is files._file("names", path)
+            if not named or not self.says_what(error, path, offset):
                 raise CrashViolation(f"{what}: it does not say what is damaged: {vars(error)}") from error
             self.refused[kind] += 1
             return True
         if found != self.pristine:
             raise CrashViolation(f"{what}: it starts with another state:\n  {found}\n  instead of\n  {self.pristine}")
         return False
+
+    def kind(self, path: str) -> str:
+        """Return what kind of file it is."""
+        return kind_of(path)
+
+    def says_what(self, error: StorageCorrupt, path: str, offset: int) -> bool:
+        """Whether a refusal, which names the damaged file, says where in it, and which entries are at risk."""
+        return 0 <= error.offset <= self._sizes[path] and error.first_index is not None
 
 
 class Verifier:
@@ -171,7 +193,7 @@ class Verifier:
     def places(self) -> Iterator[tuple[str, int, int]]:
         """Yield path, offset and value of each byte that it claims to check."""
         for path, size in self._files.files():
-            if kind_of(path) not in ("LOCK", "reserve") and not path.endswith(".tmp"):
+            if kind_of(path) not in ("LOCK", "reserve") and not path.endswith((".tmp", ".values")):
                 for offset, value in enumerate(self._files.read(path, 0, size)):
                     yield path, offset, value
 

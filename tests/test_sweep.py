@@ -9,6 +9,7 @@ from itertools import islice
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from tests.sweep_files_kit import FilesDirectory, FilesSweep
 from tests.sweep_kit import Directory, Sweep, Verifier, flips, kind_of
 from zlayer_consensus.cli._exit import ExitCode
 from zlayer_consensus.errors import StorageCorrupt
@@ -108,6 +109,54 @@ class SweepTests(SynchronousTestCase):
             return directory.subject.recover(files).log.last.index < last
         except StorageCorrupt:
             return False
+
+
+class ValuesTests(SynchronousTestCase):
+    """S-02, S-16, J-89, J-90: the same with the values of the key-value store in files. A damaged one is named by its
+    key when it is read; there are never fewer.
+    """
+
+    def setUp(self) -> None:
+        self.directory = FilesDirectory()
+        self.files = self.directory.stopped()
+
+    def test_it_holds_what_such_a_directory_can_hold(self) -> None:
+        """Several segments, two snapshots that share files of values, a log behind them, and values of the past."""
+        sizes = dict(self.files.files())
+        self.assertGreater(sum(path.endswith(".seg") for path in sizes), 2)
+        older, newer = (set(self.files.list(f"/data/snap/{name}")) for name in ("20-2", "28-2"))
+        shared = {
+            (old, new)
+            for old in older
+            for new in newer
+            if self.files._file("", f"/data/snap/20-2/{old}") is self.files._file("", f"/data/snap/28-2/{new}")
+        }
+        self.assertGreater(len(shared), 1)
+        start = self.directory.recover(self.files)
+        assert start.manifest is not None
+        self.assertGreater(start.manifest.streams, 1)
+        self.assertGreater(start.log.last.index, start.manifest.point.last.index + 5)
+        self.assertGreater(len(start.values), 20)
+        self.assertGreater(len({each for shown in start.values for each in shown}), 20)
+
+    def test_a_byte_here_and_there(self) -> None:
+        """``python -m tests.acceptance.sweep`` does it with every byte."""
+        sweep = FilesSweep(self.directory, self.files)
+        for number, (path, offset, value) in enumerate(sweep.places()):
+            if number % (61 if path.endswith(".seg") else 5) == 0:
+                sweep.flip(path, offset, flips(offset, value, None))
+        self.assertEqual({"identity", "segment", "manifest", "part", "values"}, set(sweep.tried))
+        for kind in ("identity", "manifest", "part", "values"):
+            self.assertEqual(sweep.tried[kind], sweep.refused[kind], kind)
+        self.assertGreater(sweep.tried["values"], 300)
+        self.assertGreater(sweep.refused["segment"], sweep.tried["segment"] // 5)
+
+    def test_the_tool_finds_what_a_start_does_not_read(self) -> None:
+        verifier = Verifier(self.files)
+        self.assertEqual(ExitCode.CLEAN, verifier.verdict_on(self.files))
+        for path, offset, value in islice(verifier.places(), 3, None, 131):
+            code = verifier.verdict(path, offset, flips(offset, value, None))
+            self.assertIn(code, (ExitCode.TORN, ExitCode.ROT), f"{path}, byte {offset}")
 
 
 class VerifierTests(SynchronousTestCase):

@@ -1,4 +1,5 @@
-"""Every byte of a data directory is damaged, one at a time: a start finds the identical state, or refuses.
+"""Every byte that a start reads is damaged, one at a time: it finds the identical state, or refuses. So with values on
+disk, which are then read, too. ``zconsensus log verify`` is asked about every byte.
 
 ``python -m tests.acceptance.sweep --rounds 3``
 """
@@ -13,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 
+from tests.sweep_files_kit import FilesDirectory, FilesSweep
 from tests.sweep_kit import Directory, Sweep, Verifier, flips, kind_of
 from zlayer_consensus.cli._exit import ExitCode
 from zlayer_consensus.errors import StorageCorrupt
@@ -26,19 +28,27 @@ _PATTERNS: tuple[int | None, ...] = (None, 1)
 
 
 def _start(rounds: int, kind: str, share: int, shares: int) -> tuple[Counter[str], Counter[str], int]:
-    """Sweep a share of a directory that was stopped, or is of a busy node; return tried, refused and unread."""
-    directory = Directory(rounds, segment_bytes=16 << 10)
-    files = directory.stopped() if kind == "stopped" else directory.busy()
-    sweep = Sweep(directory, files)
+    """Sweep a share of a directory that was stopped, or is of a busy node; return tried, refused and unread.
+
+    That of a node with values on disk was stopped, too, and all bits of each byte are flipped.
+    """
+    values = kind == "values"
+    directory = _made(rounds, kind)
+    files = directory.busy() if kind == "busy" else directory.stopped()
+    sweep = (FilesSweep if values else Sweep)(directory, files)
     for path, offset, value in islice(sweep.places(), share, None, shares):
-        for seed in _PATTERNS:
+        for seed in _PATTERNS[:1] if values else _PATTERNS:
             sweep.flip(path, offset, flips(offset, value, seed))
     return sweep.tried, sweep.refused, sweep.unread
 
 
-def _verify(rounds: int, share: int, shares: int) -> tuple[Counter[str], Counter[str], int]:
+def _made(rounds: int, kind: str) -> Directory:
+    return (FilesDirectory if kind == "values" else Directory)(rounds)
+
+
+def _verify(rounds: int, kind: str, share: int, shares: int) -> tuple[Counter[str], Counter[str], int]:
     """Let the tool verify a share of a stopped directory; return tried, found by kind, and nothing."""
-    verifier = Verifier(Directory(rounds).stopped())
+    verifier = Verifier(_made(rounds, kind).stopped())
     tried: Counter[str] = Counter()
     found: Counter[str] = Counter()
     for path, offset, value in islice(verifier.places(), share, None, shares):
@@ -93,11 +103,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shares = 8 * options.jobs
     with ProcessPoolExecutor(options.jobs) as pool:
         try:
-            for kind in ("stopped", "busy"):
+            for kind in ("stopped", "busy", "values"):
                 tried, refused, unread = _all(pool, _start, options.rounds, kind, shares=shares)
                 told = _told(tried, refused, "refused")
                 print(f"{kind}: {told}, all others identical; {unread} not read", flush=True)
-            print(f"verify: {_told(*_all(pool, _verify, options.rounds, shares=shares)[:2], 'found')}", flush=True)
+            for kind in ("stopped", "values"):
+                tried, found, _ = _all(pool, _verify, options.rounds, kind, shares=shares)
+                print(f"verify, {kind}: {_told(tried, found, 'found')}", flush=True)
         except CrashViolation as error:
             print(error, flush=True)
             return 1
