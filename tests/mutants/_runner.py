@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ._patch import Mutant
 
-__all__ = ["CAUGHT", "ROOT", "Result", "RunFailed", "end_all", "run"]
+__all__ = ["CAUGHT", "ROOT", "Result", "RunFailed", "end_all", "replay", "run"]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGE = "zlayer_consensus"
@@ -94,6 +94,24 @@ def run(
         if not _passes(_copy(root, Path(directory) / "shipped"), seed, timeout):
             verdict = "not its doing"
         return Result(mutant, verdict, seconds, seed - first + 1, seed, found[3], found[4] or "")
+
+
+def replay(mutant: Mutant, plan: Path, *, timeout: float = 600, root: Path = ROOT) -> str:
+    """Run a saved plan over a mutant; return its verdict: one of ``CAUGHT``, or ``survived``, ``vacuous`` or ``hung``.
+
+    :raises BadPatch: if the patch does not fit the code.
+    :raises RunFailed: if there is no verdict.
+    """
+    with tempfile.TemporaryDirectory(prefix="mutant-") as directory:
+        copy = _copy(root, Path(directory))
+        mutant.apply(copy)
+        code, output = _simulate(copy, ["--plan", str(plan), "--no-shrink"], timeout)
+    if code is None:
+        return "hung"
+    verdicts = {**CAUGHT, _PASSED: "survived", _VACUOUS: "vacuous"}
+    if code not in verdicts:
+        raise RunFailed(f"{mutant.name}: the simulator ended with {code}:\n{output[-_TAIL:]}")
+    return verdicts[code]
 
 
 def _copy(root: Path, target: Path) -> Path:
