@@ -7,6 +7,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -236,6 +238,53 @@ class DumpTests(CliTestCase):
         flip(path, records(path)[1].position + 100)
         found = self.run_log("dump", self.data, exit_code=2)
         self.assertIn("does not read", found.stderr)
+
+    def test_what_a_start_would_refuse_is_never_clean(self) -> None:
+        """S-07, S-08, J-100: where every record that is there checks, and with filters that skip the place."""
+        make_log(self.data, 120)
+        files = segments(self.data)
+        self.assertGreater(len(files), 4)
+        seal = records(files[1])[-1]
+        damages: list[tuple[Path, Callable[[], object]]] = [
+            (files[2], files[2].unlink),
+            (files[-1], files[-1].unlink),
+            (self.data / "identity", lambda: flip(self.data / "identity", 30)),
+            (files[1], lambda: overwrite(files[1], seal.position, bytes(seal.size))),
+        ]
+        for path, damage in damages:
+            content = path.read_bytes()
+            damage()
+            self.assertEqual("refuses", self.verdict("verify", exit_code=2)["opening"])
+            for filters in ((), ("--last", 1), ("--from", 1, "--to", 2), ("--type", "config")):
+                found = self.verdict("dump", *filters, exit_code=2)
+                self.assertEqual("refuses", found["opening"], (path, filters))
+            path.write_bytes(content)
+        self.run_log("dump", self.data)
+
+    def test_a_filter_shows_damage_of_what_it_reads_only(self) -> None:
+        """As docs/log-tool.rst says: to read everything is the matter of verify."""
+        make_log(self.data, 120)
+        path = segments(self.data)[1]
+        record = records(path)[2]
+        flip(path, record.position + 100)
+        self.run_log("dump", self.data, "--from", record.first + 60)
+        self.run_log("dump", self.data, "--last", 2)
+        self.run_log("dump", self.data, "--to", record.first, exit_code=2)
+        self.run_log("verify", self.data, exit_code=2)
+
+    def test_rot_is_not_hidden_by_a_torn_tail(self) -> None:
+        make_log(self.data, 60)
+        log = open_log(self.data)
+        write(log, put(61, value=b"v" * 3000), commit=60)
+        result(log.close())
+        tear_last_record(self.data)
+        self.verdict("dump", exit_code=1)
+        path = segments(self.data)[0]
+        flip(path, records(path)[2].position + 100)
+        self.assertIn("does not read", self.run_log("dump", self.data, exit_code=2).stderr)
+        verdict = self.verdict("dump", exit_code=2)
+        self.assertEqual(("rot", f"wal/{path.name}"), (verdict["verdict"], verdict["file"]))
+        self.assertEqual("cuts the torn tail", verdict["opening"])
 
     def test_a_torn_tail_is_torn(self) -> None:
         """S-01."""

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..errors import StorageFailed
+from ..errors import StorageCorrupt, StorageFailed
 from ..raft import Entry, LogId
 from ..storage.inspection import (
     BATCH,
@@ -31,7 +31,7 @@ from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._output import Output, amount, at_time
 from ._payload import Payloads, kind_name
-from ._verdict import judge, show_verdict
+from ._verdict import Verdict, judge, refusal, show_verdict
 
 __all__ = ["ENTRY_TYPES", "TYPES", "Selection", "dump"]
 
@@ -45,7 +45,7 @@ Item = tuple[str, dict[str, Any], Callable[[], str]]
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which things are shown. Damage always is.
+    """Which things are shown. Damage always is, of what is read; segments that no wanted entry can be in are not.
 
     :param first, last: bounds of the entries' indexes, and of what else records of such entries hold; None is open.
     :param terms: terms of the entries; empty is all.
@@ -99,22 +99,30 @@ class Selection:
 
 
 def dump(directory: DataDirectory, out: Output, payloads: Payloads, selection: Selection) -> ExitCode:
-    """Print the records of all segments; return what the damage among them comes to.
+    """Print the records of all segments; return what a start of the node makes of the log, or worse.
+
+    What the selection leaves out is not read. A start looks at the whole log, but by headers and seals where it can.
 
     :raises NoLog: if there is nothing to print.
     """
     directory.require()
-    segments = list_segments(directory.files, directory.path)
-    damaged = _Dump(directory, out, payloads, selection).run(segments)
-    if segments and not damaged:
-        return ExitCode.CLEAN
+    damage = _Dump(directory, out, payloads, selection).run(list_segments(directory.files, directory.path))
     _, _, verdict = judge(directory)
-    if verdict.exit_code is ExitCode.CLEAN and damaged:
+    unread = [each for each in damage if not _is_in_tail(directory, verdict, each)]
+    if unread and verdict.exit_code < ExitCode.ROT:
         # An opening does not read sealed segments in full.
         out.note("the damage lies in what a start of the node does not read; zconsensus log verify says more")
-        return ExitCode.ROT
-    show_verdict(out, verdict)
+        verdict = replace(refusal(directory, unread[0]), opening=verdict.opening)
+    if verdict.exit_code is not ExitCode.CLEAN:
+        show_verdict(out, verdict)
     return verdict.exit_code
+
+
+def _is_in_tail(directory: DataDirectory, verdict: Verdict, damage: StorageCorrupt) -> bool:
+    """Say whether damage is the torn tail that a verdict names."""
+    return (
+        directory.name(damage.path) == verdict.file and verdict.offset is not None and damage.offset >= verdict.offset
+    )
 
 
 class _Dump:
@@ -123,10 +131,10 @@ class _Dump:
         self._out = out
         self._payloads = payloads
         self._selection = selection
-        self._damaged = False
+        self._damaged: list[StorageCorrupt] = []
 
-    def run(self, segments: list[SegmentFile]) -> bool:
-        """Print them; return whether anything was damaged."""
+    def run(self, segments: list[SegmentFile]) -> list[StorageCorrupt]:
+        """Print them; return what was damaged."""
         for each in segments:
             self._segment(each)
         return self._damaged
@@ -182,7 +190,7 @@ class _Dump:
         self._out.put("record", record_fields(name, record), lambda: record_text(self._out, record))
 
     def _damage(self, name: str, offset: int, size: int, problem: str) -> None:
-        self._damaged = True
+        self._damaged.append(StorageCorrupt(f"{self._directory.path}/{name}", offset, problem))
         fields = {"file": name, "offset": offset, "size": size, "problem": problem}
         self._out.put("damage", fields, lambda: self._out.bad(f"  @{offset:<9} BAD    {size} bytes: {problem}"))
 
