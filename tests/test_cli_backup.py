@@ -96,6 +96,8 @@ class BackupCommandTests(CliTestCase):
         self.fails("429 overloaded: too many")
         self.answer(b"gone", 502)
         self.fails("502")
+        self.answer(b"[" * 60_000, 500)
+        self.fails("500")
         self.server.server_close()
         self.fails("refused", url="http://127.0.0.1:1")
 

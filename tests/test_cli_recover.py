@@ -189,7 +189,10 @@ class RecoverCommandTests(CliTestCase):
 
     def test_files_that_are_something_else(self) -> None:
         nonsense = self.root / "nonsense"
-        for content in ("", "{}", "[1]", '{"survey": {"node_id": 1}}'):
+        deep = "[" * 100_000
+        body = f"{deep}{']' * 100_000}"
+        deeper = (f'{{"survey": {body}, "sha256": ""}}', f'{{"recovery_plan": {body}, "sha256": ""}}')
+        for content in ("", "{}", "[1]", '{"survey": {"node_id": 1}}', deep, *deeper):
             nonsense.write_text(content)
             self.run_recover("plan", nonsense, "--lost", "3", "--out", self.plan, "--yes", exit_code=3)
             self.run_recover("apply", nonsense, self.dirs[1], "--yes", exit_code=3)

@@ -128,7 +128,7 @@ def _error_in(response: http.client.HTTPResponse) -> str:
     try:
         error = json.loads(body)
         return f"{response.status} {error['code']}: {error['message']}"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return f"{response.status} {response.reason}"
 
 
