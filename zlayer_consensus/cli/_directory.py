@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from ..errors import StorageCorrupt, StorageError, StorageFailed
 from ..storage import Identity, IFileSystem, RealFileSystem
 from ..storage.inspection import Findings, Layout, NoLog, ReadOnlyFileSystem, examine_log
 
-__all__ = ["DataDirectory", "is_held"]
+__all__ = ["DataDirectory", "RegularFiles", "is_held"]
 
 _T = TypeVar("_T")
 _PAUSE = 0.05
@@ -58,6 +59,19 @@ def _holder(path: str) -> str:
         return ""
 
 
+class RegularFiles(RealFileSystem):
+    """Reads from regular files alone: to open a pipe would wait for whoever writes to it."""
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """See :meth:`IFileSystem.read`."""
+        with suppress(OSError):
+            # What is not there, a directory or a link the system refuses by itself, in better words.
+            mode = os.stat(path, follow_symlinks=False).st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode) or stat.S_ISLNK(mode)):
+                raise StorageFailed("read", path, "it is not a regular file")
+        return super().read(path, offset, size)
+
+
 class DataDirectory:
     """A directory with a log, and one with snapshots, usually the same.
 
@@ -76,7 +90,7 @@ class DataDirectory:
     ) -> None:
         self.path = path.rstrip("/") or "/"
         self.snapshots = (snapshots or path).rstrip("/") or "/"
-        self.files: IFileSystem = ReadOnlyFileSystem(RealFileSystem() if files is None else files)
+        self.files: IFileSystem = ReadOnlyFileSystem(RegularFiles() if files is None else files)
         self.layout = Layout(self.path)
         self.running = is_held(self.layout.lock)
         self._sleep = sleep

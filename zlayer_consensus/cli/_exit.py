@@ -13,6 +13,7 @@ import click
 
 from ..errors import ConfigError, ConsensusError
 from ..storage.inspection import NoLog
+from ._output import printable
 
 __all__ = ["CannotOpen", "ExitCode", "exit_codes"]
 
@@ -61,11 +62,16 @@ def exit_codes() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise click.exceptions.Exit(ExitCode.PIPE) from None
     except ConfigError as error:
-        click.echo(f"error: {error}", err=True)
+        _say(error)
         raise click.exceptions.Exit(ExitCode.USAGE) from None
     except (ConsensusError, NoLog, OSError) as error:
-        click.echo(f"error: {error}", err=True)
+        _say(error)
         raise click.exceptions.Exit(ExitCode.CANNOT_OPEN) from None
     except Exception:
         traceback.print_exc()
         raise click.exceptions.Exit(ExitCode.DEFECT) from None
+
+
+def _say(error: Exception) -> None:
+    # Some say what is wrong in several lines; a file's name is in many.
+    click.echo("\n".join(map(printable, f"error: {error}".split("\n"))), err=True)

@@ -127,7 +127,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Say something on stderr that is no result."""
-        click.echo(f"note: {text}", err=True)
+        click.echo(f"note: {printable(text)}", err=True)
 
     @contextmanager
     def progress(self, length: int, label: str) -> Iterator[Callable[[int], None]]:

@@ -9,7 +9,6 @@ from importlib.metadata import version
 from typing import Any
 
 from ..errors import StorageCorrupt
-from ..storage import RealFileSystem
 from ..storage.inspection import list_segments, list_snapshots
 from ..storage.offline import (
     Holdings,
@@ -20,7 +19,7 @@ from ..storage.offline import (
     survey,
 )
 from ._ask import confirmed, typed
-from ._directory import DataDirectory
+from ._directory import DataDirectory, RegularFiles
 from ._exit import CannotOpen, ExitCode
 from ._files import write_new_file
 from ._output import Output, amount
@@ -186,7 +185,7 @@ def apply_plan(plan: RecoveryPlan, directory: DataDirectory, out: Output, *, yes
     if ask and not confirmed(f"Make {directory.path} part of cluster {plan.new_cluster.hex()}?", yes):
         out.note(_DECLINED)
         return ExitCode.CANNOT_OPEN
-    changed = join_new_cluster(RealFileSystem(), directory.path, directory.snapshots, plan, os.urandom)
+    changed = join_new_cluster(RegularFiles(), directory.path, directory.snapshots, plan, os.urandom)
     fields = {"directory": directory.path, "cluster_id": plan.new_cluster.hex(), "changed": changed}
     done = out.good("is part of the new cluster") if changed else "was part of the new cluster already"
     out.put("recovered", fields, f"{directory.path} {done}")

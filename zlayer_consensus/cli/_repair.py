@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from ..storage import IFileSystem, RealFileSystem
+from ..storage import IFileSystem
 from ..storage.inspection import list_segments, list_snapshots
 from ..storage.offline import RepairOutcome, RepairPlan, carry_out, finish_interrupted, interrupted, locked, plan_repair
 from ._ask import confirmed
-from ._directory import DataDirectory
+from ._directory import DataDirectory, RegularFiles
 from ._exit import CannotOpen, ExitCode
-from ._output import Output
+from ._output import Output, printable
 from ._verdict import judge, refusal, show_finding
 from ._verify import verify
 
@@ -41,7 +41,7 @@ def repair(
     :raises StorageError: if this cannot be repaired, or the disk fails.
     """
     directory.require()
-    work = _Repair(directory, out, RealFileSystem() if files is None else files, cluster_id)
+    work = _Repair(directory, out, RegularFiles() if files is None else files, cluster_id)
     if directory.running:
         raise CannotOpen(f"{directory.path}: the node is running; stop it first")
     if dry_run:
@@ -168,7 +168,7 @@ class _Repair:
             lines.append(("state", f"term {state.term}, vote {state.voted_for or 'none'}, commit {state.commit}"))
         aside = [f"{fields['cut_file']} from offset {fields['cut_offset']} on"] if fields["cut_file"] else []
         aside += [*fields["dropped"], *fields["snapshots"]]
-        lines.append(("set aside", ", ".join(aside) or "nothing but the old identity"))
+        lines.append(("set aside", printable(", ".join(aside)) or "nothing but the old identity"))
         if plan.marks:
             lines.append(("mark", out.warning("it does not vote, and is not counted, until it has all of it again")))
             if plan.sole_voter:

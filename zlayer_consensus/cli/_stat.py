@@ -33,7 +33,7 @@ from ..storage.inspection import (
 from ._directory import DataDirectory
 from ._dump import segment_fields, segment_text
 from ._exit import CannotOpen, ExitCode
-from ._output import Output, amount, at_time, describe_parts
+from ._output import Output, amount, at_time, describe_parts, printable
 from ._payload import describe_membership, kind_name, plain_membership
 from ._verdict import Verdict, judge, refusal, show_verdict
 
@@ -299,7 +299,7 @@ def _snapshot(
         fields["problem"] = str(damage)
     if each.position is not None:
         fields |= {"index": each.position.index, "term": each.position.term}
-    line = f"  {directory.name(each.path)}"
+    line = f"  {printable(directory.name(each.path))}"
     if each.manifest is not None:
         manifest, point = each.manifest, each.manifest.point
         fields |= {
@@ -312,7 +312,9 @@ def _snapshot(
         }
         line += f"  {manifest.size:,} bytes in {describe_parts(manifest)}, {at_time(point.time_ms)}"
         line += ", from a leader" if manifest.installed else ""
-    shown = out.bad(f"BAD: {damage}") if damage is not None else out.good("OK") if checked else "unverified"
+    shown = (
+        out.bad(f"BAD: {printable(str(damage))}") if damage is not None else out.good("OK") if checked else "unverified"
+    )
     line += f"; digest {shown}"
     if each.manifest is not None:
         line += f"\n    {describe_membership(each.manifest.point.membership)}"
@@ -328,10 +330,8 @@ def _other_files(directory: DataDirectory, out: Output, found: Findings | None) 
         f"{out.heading('reserve')}  {amount(reserve, 'byte') if reserve else out.warning('none: the disk was full')}",
     )
     for path in _files_below(directory, layout.quarantine):
-        size = files.size(path)
-        out.put(
-            "quarantine", {"file": directory.name(path), "bytes": size}, f"  {directory.name(path)}  {size:,} bytes"
-        )
+        size, name = files.size(path), directory.name(path)
+        out.put("quarantine", {"file": name, "bytes": size}, f"  {printable(name)}  {size:,} bytes")
     for path in (layout.repaired, layout.replaced):
         if files.exists(path):
             text = f"  {directory.name(path)}: left by a repair that was interrupted; repair once more"
@@ -341,7 +341,7 @@ def _other_files(directory: DataDirectory, out: Output, found: Findings | None) 
         leftovers.append(f"{layout.directory}/{IDENTITY_NAME}.tmp")
     for path in leftovers:
         name = directory.name(path)
-        out.put("leftover", {"file": name}, out.faint(f"  {name}: in the making, or left by a crash"))
+        out.put("leftover", {"file": name}, out.faint(f"  {printable(name)}: in the making, or left by a crash"))
 
 
 def _files_below(directory: DataDirectory, path: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from ..storage import Identity
 from ..storage.inspection import Findings, Segment, Tail
 from ._directory import DataDirectory
 from ._exit import ExitCode
-from ._output import Output
+from ._output import Output, printable
 
 __all__ = ["Verdict", "judge", "refusal", "show_finding", "show_verdict"]
 
@@ -114,9 +114,9 @@ def show_finding(out: Output, verdict: Verdict) -> None:
         "first_index": verdict.first_index,
         "last_index": verdict.last_index,
     }
-    where = f"{verdict.file}  at offset {verdict.offset}: " if verdict.file else ""
+    where = f"{printable(verdict.file)}  at offset {verdict.offset}: " if verdict.file else ""
     mark = out.warning("TORN") if verdict.exit_code is ExitCode.TORN else out.bad("BAD")
-    out.put("finding", fields, f"{mark} {where}{verdict.rule}")
+    out.put("finding", fields, f"{mark} {where}{printable(verdict.rule)}")
 
 
 def show_verdict(out: Output, verdict: Verdict, **more: Any) -> None:
@@ -127,9 +127,9 @@ def show_verdict(out: Output, verdict: Verdict, **more: Any) -> None:
     style = {"clean": out.good, "torn": out.warning}.get(verdict.verdict, out.bad)
     out.text(f"{out.heading('verdict')}  {style(verdict.verdict)}; a start of the node {_start(verdict)}")
     if verdict.rule:
-        out.text(f"  rule    {verdict.rule}")
+        out.text(f"  rule    {printable(verdict.rule)}")
     if verdict.file:
-        out.text(f"  where   {verdict.file} at offset {verdict.offset}")
+        out.text(f"  where   {printable(verdict.file)} at offset {verdict.offset}")
     if verdict.first_index is not None:
         beyond = verdict.last_index is not None and verdict.last_index < verdict.first_index
         until = "the end" if verdict.last_index is None else str(verdict.last_index)
