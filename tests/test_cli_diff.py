@@ -33,6 +33,7 @@ from tests.cli_kit import (
     write,
 )
 from tests.log_store_kit import result
+from tests.test_cli_dump import Order, Orders
 from zlayer_consensus.cli import ExitCode, program
 from zlayer_consensus.raft import Entry, EntryKind, HardState, LogId, LogWrite
 
@@ -150,6 +151,39 @@ class DiffTests(CliTestCase):
         result(open_log(self.other, 2).close())
         self.assertEqual(0, self.diff()["compared"])
 
+    def test_payloads_are_masked_or_shown_as_dump_does(self) -> None:
+        self.both([put(1, value=b"secret-a")], [put(1, value=b"secret-b")])
+        pair = (self.data, self.other)
+        for arguments in ((), ("--json",)):
+            self.assertNotIn("secret", self.run_log("diff", *pair, *arguments, exit_code=2).output)
+        shown = self.run_log("diff", *pair, "--payload", "decoded", exit_code=2).output
+        self.assertIn("secret-a", shown)
+        self.assertIn("secret-b", shown)
+        self.run_log("diff", *pair, "--payload", "hex", "--application", "kv", exit_code=64)
+
+    def test_an_application_of_ones_own_decodes(self) -> None:
+        mine, theirs = (
+            Entry.make(1, 1, EntryKind.COMMAND, Orders.types.encode_request(Order(item, 3)), 5)
+            for item in ("apples", "pears")
+        )
+        self.both([mine], [theirs])
+        arguments = ("diff", self.data, self.other, "--application", "tests.test_cli_dump:Orders")
+        entries = self.of_kind("entry", *arguments, exit_code=2)
+        self.assertEqual(["apples", "pears"], [each["payload"]["item"] for each in entries])
+        self.assertIn("Order(item='pears', count=3", self.run_log(*arguments, exit_code=2).output)
+
+    def test_snapshots_may_be_elsewhere(self) -> None:
+        same = [put(index) for index in range(1, 5)]
+        self.both([*same, put(5, 2)], [*same, put(5, 3)], (5, 4))
+        elsewhere = self.root / "snapshots-2"
+        save_snapshot(elsewhere, 5, term=3)
+        pair = (self.data, self.other)
+        self.run_log("diff", *pair, exit_code=1)
+        self.run_log("diff", *pair, "--snapshots", self.data, "--snapshots", elsewhere, exit_code=2)
+        self.run_log("diff", *pair, "--snapshots", elsewhere, exit_code=64)
+        found = self.run_log("diff", *pair, "--snapshots", self.data, "--snapshots", self.root / "no", exit_code=3)
+        self.assertIn("is no directory", found.output)
+
     def test_clusters_are_not_compared(self) -> None:
         make_log(self.data, 5)
         log = open_log(self.other, 2, cluster=b"d" * 16)
@@ -215,7 +249,7 @@ class DocumentTests(CliTestCase):
         result(log.close())
         lines = [*self.lines("dump", other), *self.lines("stat", self.data, "--full"), *self.lines("verify", self.data)]
         lines += self.lines("diff", self.data, self.data)
-        for payload in ("hex", "text", "none"):
+        for payload in ("hex", "text", "none", "decoded"):
             lines += self.lines("dump", self.data, "--payload", payload)
         lines += self.lines("dump", self.data, "--application", "kv")
         tear_last_record(other)

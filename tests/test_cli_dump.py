@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class DumpTests(CliTestCase):
 
     def test_an_entry_says_all_that_is_in_it(self) -> None:
         make_log(self.data, 5)
-        [entry] = self.of_kind("entry", "dump", self.data, "--from", 4, "--to", 4)
+        [entry] = self.of_kind("entry", "dump", self.data, "--from", 4, "--to", 4, "--payload", "decoded")
         record = next(each for each in records(segments(self.data)[0]) if each.first == 4)
         payload = {"type": "Put", "key": {"utf8": "key-4"}, "value": {"utf8": "value-4"}}
         self.assertEqual(
@@ -175,8 +176,22 @@ class DumpTests(CliTestCase):
         self.assertEqual({"payload_bytes": 10, "payload_hex": "636166c3a91b5b33316d"}, shown("--payload", "hex"))
         self.assertEqual({"payload_bytes": 10, "payload_text": "café\x1b[31m"}, shown("--payload", "text"))
         # It is no command of the key-value store, and nobody said that it is.
-        self.assertNotIn("payload_error", shown())
+        self.assertNotIn("payload_error", shown("--payload", "decoded"))
         self.assertIn("payload_error", shown("--application", "kv"))
+
+    def test_what_clients_sent_is_masked_unless_it_is_asked_for(self) -> None:
+        """Values may be secrets, and no type says which are. What the cluster itself writes is none."""
+        make_log(self.data, 5)
+        for arguments in ((), ("--payload", "masked"), ("--json",)):
+            shown = self.run_log("dump", self.data, *arguments).output
+            self.assertIn(sha256(put(4).payload).hexdigest()[:12], shown)
+            self.assertIn("host-1:7001", shown)
+            for secret in (b"value-4", b"key-4"):
+                self.assertNotIn(secret.decode(), shown)
+                self.assertNotIn(secret.hex(), shown)
+        self.assertIn("value-4", self.run_log("dump", self.data, "--payload", "decoded").output)
+        self.assertIn("value-4", self.run_log("dump", self.data, "--application", "kv").output)
+        self.run_log("dump", self.data, "--application", "kv", "--payload", "masked", exit_code=64)
 
     def test_text_cannot_move_the_cursor(self) -> None:
         """A-34: what a client sent must not act on the terminal of who looks."""

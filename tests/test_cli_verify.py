@@ -536,7 +536,7 @@ class RunningTests(CliTestCase):
             lambda directory, out: dump(directory, out, Payloads("none", None), Selection()),
             lambda directory, out: stat(directory, out, True),
             verify,
-            lambda directory, out: diff(directory, other, out),
+            lambda directory, out: diff(directory, other, out, Payloads(None, None)),
         ]
         for command in commands:
             purged = 0

@@ -50,12 +50,14 @@ class _Side:
         return walk_entries(self.directory.files, self.index, first, last)
 
 
-def diff(a: DataDirectory, b: DataDirectory, out: Output) -> ExitCode:
+def diff(a: DataDirectory, b: DataDirectory, out: Output, payloads: Payloads) -> ExitCode:
     """Compare two logs as far as both reach.
 
     :raises NoLog: if one of them is none.
     :raises StorageError: if one of them is damaged.
     """
+    for each in (a, b):
+        each.require()
     sides, found = (a if a.running else b).again(lambda: _compared(out, a, b))
     for side in sides:
         _show_side(out, side)
@@ -73,7 +75,7 @@ def diff(a: DataDirectory, b: DataDirectory, out: Output) -> ExitCode:
         return _nothing(out, f"no entry is in both: {_gap(one, other)}")
     if found is None:
         return _equal(out, sides, first, last, boundary)
-    return _difference(out, sides, *found)
+    return _difference(out, sides, payloads, *found)
 
 
 def _compared(
@@ -172,8 +174,7 @@ def _purged_differently(out: Output, sides: tuple[_Side, _Side], boundary: int) 
     return _judged(out, sides, boundary, text, same_term=False)
 
 
-def _difference(out: Output, sides: tuple[_Side, _Side], mine: Entry, theirs: Entry) -> ExitCode:
-    payloads = Payloads("decoded", None)
+def _difference(out: Output, sides: tuple[_Side, _Side], payloads: Payloads, mine: Entry, theirs: Entry) -> ExitCode:
     for side, entry in zip(sides, (mine, theirs), strict=True):
         fields, shown = entry_fields(entry, payloads)
         fields["payload_crc32"] = f"{crc32(entry.payload):08x}"

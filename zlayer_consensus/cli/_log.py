@@ -8,22 +8,27 @@ from ._diff import diff
 from ._directory import DataDirectory
 from ._dump import TYPES, Selection, dump
 from ._newest import first_of_newest
-from ._options import DIRECTORY, common_options, output
-from ._payload import Payloads
+from ._options import DIRECTORY, SNAPSHOTS, SNAPSHOTS_OF_EACH, common_options, output, with_snapshots
+from ._payload import MODES, Payloads
 from ._repair import repair
 from ._stat import stat
 from ._verify import verify
 
 __all__ = ["log"]
 
-_SNAPSHOTS = click.option(
-    "--snapshots",
-    type=DIRECTORY,
-    metavar="DIRECTORY",
-    help="Where the snapshots are, if not in the log's directory.",
-)
 _DIRECTORY = click.argument("directory", type=DIRECTORY)
 _CLUSTER_ID_BYTES = 16
+_PAYLOAD = click.option(
+    "--payload",
+    type=click.Choice(MODES),
+    help="How what clients sent is shown: masked as a short digest, which is the default, or in one of these ways.",
+)
+_APPLICATION = click.option(
+    "--application",
+    metavar="NAME",
+    help="Decode payloads by the types of this application, named as in the node's configuration: kv, or "
+    "package.module:attribute. --payload decoded without it: as the key-value store's, where they are.",
+)
 
 
 def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None) -> bytes:
@@ -36,6 +41,12 @@ def _cluster_id(_ctx: click.Context, _param: click.Parameter, value: str | None)
     if len(found) != _CLUSTER_ID_BYTES:
         raise click.BadParameter(f"a cluster id has {2 * _CLUSTER_ID_BYTES} hexadecimal digits")
     return found
+
+
+def _payloads(mode: str | None, application: str | None) -> Payloads:
+    if application is not None and mode not in (None, "decoded"):
+        raise click.UsageError("--application needs --payload decoded")
+    return Payloads(mode, application)
 
 
 @click.group()
@@ -60,19 +71,8 @@ def log() -> None:
     multiple=True,
     help="Things of this type; may be given more than once.",
 )
-@click.option(
-    "--payload",
-    type=click.Choice(["none", "hex", "text", "decoded"]),
-    default="decoded",
-    show_default=True,
-    help="How payloads are shown.",
-)
-@click.option(
-    "--application",
-    metavar="NAME",
-    help="The application whose types decode payloads, as in the node's configuration: kv, or "
-    "package.module:attribute. By default the key-value store, where it decodes.",
-)
+@_PAYLOAD
+@_APPLICATION
 @common_options
 @click.pass_context
 def dump_command(
@@ -83,7 +83,7 @@ def dump_command(
     newest: int | None,
     terms: tuple[int, ...],
     types: tuple[str, ...],
-    payload: str,
+    payload: str | None,
     application: str | None,
     as_json: bool,
     color: str,
@@ -94,9 +94,7 @@ def dump_command(
         raise click.UsageError("--last cannot be combined with --from or --to")
     if first is not None and last is not None and last < first:
         raise click.UsageError(f"--to {last} lies before --from {first}")
-    if application is not None and payload != "decoded":
-        raise click.UsageError("--application needs --payload decoded")
-    payloads = Payloads(payload, application)
+    payloads = _payloads(payload, application)
     found = DataDirectory(directory)
     if newest is not None:
         first = first_of_newest(found, newest)
@@ -106,7 +104,7 @@ def dump_command(
 
 @log.command("verify")
 @_DIRECTORY
-@_SNAPSHOTS
+@SNAPSHOTS
 @common_options
 @click.pass_context
 def verify_command(ctx: click.Context, directory: str, snapshots: str | None, as_json: bool, color: str) -> None:
@@ -117,7 +115,7 @@ def verify_command(ctx: click.Context, directory: str, snapshots: str | None, as
 
 @log.command("stat")
 @_DIRECTORY
-@_SNAPSHOTS
+@SNAPSHOTS
 @click.option("--full", is_flag=True, help="Read all entries and snapshots, for totals by type and digests.")
 @click.option("--to", "upto", type=click.IntRange(1), metavar="INDEX", help="With --full: entries up to this one.")
 @common_options
@@ -140,7 +138,7 @@ def stat_command(
 
 @log.command("repair")
 @_DIRECTORY
-@_SNAPSHOTS
+@SNAPSHOTS
 @click.option(
     "--cluster",
     callback=_cluster_id,
@@ -175,13 +173,27 @@ def repair_command(
 @log.command("diff")
 @click.argument("first", metavar="A", type=DIRECTORY)
 @click.argument("second", metavar="B", type=DIRECTORY)
+@SNAPSHOTS_OF_EACH
+@_PAYLOAD
+@_APPLICATION
 @common_options
 @click.pass_context
-def diff_command(ctx: click.Context, first: str, second: str, as_json: bool, color: str) -> None:
+def diff_command(
+    ctx: click.Context,
+    first: str,
+    second: str,
+    snapshots: tuple[str, ...],
+    payload: str | None,
+    application: str | None,
+    as_json: bool,
+    color: str,
+) -> None:
     """Find the first index at which the logs of two nodes differ.
 
     A and B are the data directories. Exit codes: 0 equal as far as both reach, 1 they differ legally, in a tail that
     is not committed on both sides, 2 they diverge, 3 there is nothing to compare.
     """
 
-    ctx.exit(diff(DataDirectory(first), DataDirectory(second), output(as_json, color)))
+    payloads = _payloads(payload, application)
+    a, b = with_snapshots((first, second), snapshots)
+    ctx.exit(diff(a, b, output(as_json, color), payloads))

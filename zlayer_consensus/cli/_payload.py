@@ -6,6 +6,7 @@ import dataclasses
 import enum
 import math
 from collections.abc import Callable, Mapping
+from hashlib import sha256
 from typing import Any
 
 import attrs
@@ -14,8 +15,11 @@ from .. import _cbor
 from ..raft import Entry, EntryKind, Membership
 from ._output import printable
 
-__all__ = ["Payloads", "describe_membership", "kind_name", "plain", "plain_membership"]
+__all__ = ["MODES", "Payloads", "describe_membership", "kind_name", "plain", "plain_membership"]
 
+MODES = ("masked", "none", "hex", "text", "decoded")
+_DIGEST_DIGITS = 12
+"""Enough to tell payloads apart."""
 _SHOWN = 160
 """Characters of a payload in text output; JSON has it whole."""
 
@@ -82,14 +86,18 @@ def describe_membership(membership: Membership) -> str:
 
 
 class Payloads:
-    """Shows payloads in one of four ways.
+    """Shows payloads in one of five ways.
 
-    :param mode: ``none``, ``hex``, ``text`` or ``decoded``.
+    :param mode: of :data:`MODES`; None is ``decoded`` if there is an application, and else ``masked``.
     :param application: as a node's configuration names it; None is the key-value store where it decodes.
     """
 
-    def __init__(self, mode: str, application: str | None) -> None:
+    def __init__(self, mode: str | None, application: str | None) -> None:
+        if mode is None:
+            # The types do not say which of their fields are secret, so all are, until somebody asks.
+            mode = "masked" if application is None else "decoded"
         self._mode = mode
+        self._reads_own = mode in ("masked", "decoded")
         self._guess = application is None
         self._decode = _decoder(application or "kv") if mode == "decoded" else None
 
@@ -98,14 +106,16 @@ class Payloads:
         payload = entry.payload
         if self._mode == "none":
             return {}, ""
-        if entry.kind == EntryKind.CONFIG and self._mode == "decoded":
+        if entry.kind == EntryKind.CONFIG and self._reads_own:
             return _shown(payload, Membership.decode, plain_membership, describe_membership, "config")
-        if entry.kind == EntryKind.SESSION and self._mode == "decoded":
+        if entry.kind == EntryKind.SESSION and self._reads_own:
             return _shown(payload, _session, dict, _describe_session, "session_settings")
         if not payload:
             return {}, ""
-        if entry.kind == EntryKind.NOOP and self._mode == "decoded":
+        if entry.kind == EntryKind.NOOP and self._reads_own:
             return _shown(payload, _recovery, dict, _describe_recovery, "recovery")
+        if self._mode == "masked":
+            return _masked(payload)
         if self._mode == "hex":
             return _hex(payload)
         if self._mode == "text" or self._decode is None:
@@ -134,6 +144,11 @@ def _shown(
         fields, text = _hex(payload)
         reason = f"{type(error).__name__}: {error}"
         return {**fields, "payload_error": reason}, f"{text} {_cut(f'(does not decode: {reason})')}"
+
+
+def _masked(payload: bytes) -> tuple[dict[str, Any], str]:
+    digest = sha256(payload).hexdigest()[:_DIGEST_DIGITS]
+    return {"payload_digest": digest}, f"SHA-256 {digest}..."
 
 
 def _hex(payload: bytes) -> tuple[dict[str, Any], str]:
