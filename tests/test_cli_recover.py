@@ -75,6 +75,18 @@ class RecoverCommandTests(CliTestCase):
         for node_id in (1, 2):
             self.assertEqual("clean", self.lines("verify", self.dirs[node_id])[-1]["verdict"])
 
+    def test_snapshots_may_be_elsewhere(self) -> None:
+        places = {node_id: self.root / f"snapshots-{node_id}" for node_id in self.dirs}
+        for place in places.values():
+            place.mkdir()
+        (self.dirs[2] / "snap").rename(places[2] / "snap")
+        options = [option for place in places.values() for option in ("--snapshots", place)]
+        self.untouched("--yes", *options[:2], exit_code=64)
+        lines = [json.loads(line) for line in self.both("--yes", "--json", *options).stdout.splitlines()]
+        self.assertEqual([None, 20], [line["snapshot"] for line in lines if line["kind"] == "survivor"])
+        for node_id, place in places.items():
+            self.assertEqual("clean", self.lines("verify", self.dirs[node_id], "--snapshots", place)[-1]["verdict"])
+
     def test_the_note_in_the_log_is_readable(self) -> None:
         self.both("--yes")
         self.assertIn("RECOVERY of cluster", self.run_log("dump", self.dirs[1], "--type", "noop").stdout)

@@ -214,7 +214,9 @@ def recover(
         return ExitCode.CANNOT_OPEN
     path = plan_path or f"recovery-{plan.new_cluster.hex()[:8]}.json"
     write_new_file(path, plan.to_json().encode())
-    out.note(f"the plan is in {path}; if this is interrupted, go on with: zconsensus recover apply {path} DIRECTORY")
+    elsewhere = " --snapshots DIRECTORY" if any(each.snapshots != each.path for each in directories) else ""
+    command = f"zconsensus recover apply {path} DIRECTORY{elsewhere}"
+    out.note(f"the plan is in {path}; if this is interrupted, go on with: {command}")
     by_id = {each.node_id: directory for each, directory in zip(survivors, directories, strict=True)}
     for node_id in [plan.base, *(each for each in by_id if each != plan.base)]:
         apply_plan(plan, by_id[node_id], out, yes=True, ask=False)

@@ -7,7 +7,7 @@ import click
 from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._files import write_new_file
-from ._options import DIRECTORY, NEW_FILE, common_options, output
+from ._options import DIRECTORY, NEW_FILE, SNAPSHOTS, SNAPSHOTS_OF_EACH, common_options, output, with_snapshots
 from ._recover import apply_plan, look, make_plan, read_plan, read_survey, recover
 
 __all__ = ["recover_group"]
@@ -39,12 +39,6 @@ _REPAIRED = click.option(
     "--allow-repaired", is_flag=True, help="Take survivors whose log was repaired and may lack something, too."
 )
 _YES = click.option("--yes", is_flag=True, help="Do not ask.")
-_SNAPSHOTS = click.option(
-    "--snapshots",
-    type=DIRECTORY,
-    metavar="DIRECTORY",
-    help="Where the snapshots are, if not in the log's directory.",
-)
 _DIRECTORY = click.argument("directory", type=DIRECTORY)
 
 
@@ -63,6 +57,7 @@ def recover_group() -> None:
 
 @recover_group.command("all")
 @click.argument("directories", nargs=-1, required=True, type=DIRECTORY)
+@SNAPSHOTS_OF_EACH
 @_LOST
 @_REPAIRED
 @click.option(
@@ -78,6 +73,7 @@ def recover_group() -> None:
 def all_command(
     ctx: click.Context,
     directories: tuple[str, ...],
+    snapshots: tuple[str, ...],
     lost: frozenset[int],
     allow_repaired: bool,
     plan_path: str | None,
@@ -87,13 +83,13 @@ def all_command(
 ) -> None:
     """Do everything, with the survivors' directories on this machine. The word "all" may be left out."""
 
-    out, found = output(as_json, color), [DataDirectory(each) for each in directories]
+    out, found = output(as_json, color), with_snapshots(directories, snapshots)
     ctx.exit(recover(found, lost, out, plan_path=plan_path, repaired=allow_repaired, yes=yes))
 
 
 @recover_group.command("survey")
 @_DIRECTORY
-@_SNAPSHOTS
+@SNAPSHOTS
 @click.pass_context
 def survey_command(ctx: click.Context, directory: str, snapshots: str | None) -> None:
     """Print what a survivor has, as JSON. Everything is read and checked; nothing is changed."""
@@ -135,7 +131,7 @@ def plan_command(
 @recover_group.command("apply")
 @click.argument("plan_path", metavar="PLAN", type=click.Path(exists=True, dir_okay=False))
 @_DIRECTORY
-@_SNAPSHOTS
+@SNAPSHOTS
 @_YES
 @common_options
 @click.pass_context
