@@ -260,6 +260,8 @@ class DocumentTests(CliTestCase):
         flip(segments(other)[-1], 100)
         lines += self.lines("stat", other, exit_code=2)
         lines += self.repaired_lines(other)
+        segments(self.data)[1].unlink()
+        lines += self.lines("stat", self.data, exit_code=2)
         known = self.documented()
         seen: dict[str, set[str]] = {}
         for line in lines:

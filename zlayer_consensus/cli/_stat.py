@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -11,18 +12,13 @@ from ..errors import StorageCorrupt, StorageError, StorageFailed
 from ..raft import ENTRY_OVERHEAD, Entry, EntryKind, LogId
 from ..storage import Identity
 from ..storage.inspection import (
-    BATCH,
     FORMAT_VERSION,
     IDENTITY_NAME,
     Findings,
     LogIndex,
-    Reset,
-    ScannedRecord,
     Segment,
     SetState,
     SnapshotFile,
-    Truncate,
-    list_segments,
     list_snapshots,
     read_identity,
     scan_records,
@@ -31,10 +27,11 @@ from ..storage.inspection import (
     walk_payload,
 )
 from ._directory import DataDirectory
-from ._dump import segment_fields, segment_text
 from ._exit import CannotOpen, ExitCode
 from ._output import Output, amount, at_time, describe_parts, printable
 from ._payload import describe_membership, kind_name, plain_membership
+from ._reading import Reading
+from ._stat_segments import read_found, show_bare_segments, show_segments
 from ._verdict import Verdict, judge, refusal, show_verdict
 
 __all__ = ["stat"]
@@ -56,24 +53,37 @@ def stat(directory: DataDirectory, out: Output, full: bool, upto: int | None = N
     identity, found, verdict = judge(directory)
     _identity(directory, out, identity)
     if found is not None:
-        try:
-            with directory.purging(out.note):
-                _hard_state(directory, out, found.index)
-            _log(directory, out, found.index)
-            _segments(directory, out, found)
-            if full:
-                # The oldest entries are read first, and purged first.
-                directory.again(lambda: _totals(directory, out, directory.examine()[1].index, upto))
-        except StorageCorrupt as error:
-            verdict = refusal(directory, error)
+        damage = _contents(directory, out, found, full, upto)
+        if damage is not None:
+            # A start does not read it.
+            verdict = replace(refusal(directory, damage), opening=verdict.opening)
     else:
-        _bare_segments(directory, out)
-    damage = _snapshots(directory, out, full)
-    if damage is not None and verdict.exit_code in (ExitCode.CLEAN, ExitCode.TORN):
-        verdict = damage
+        show_bare_segments(directory, out, full)
+    broken = _snapshots(directory, out, full)
+    if broken is not None and verdict.exit_code in (ExitCode.CLEAN, ExitCode.TORN):
+        verdict = broken
     _other_files(directory, out, found)
     show_verdict(out, verdict)
     return verdict.exit_code
+
+
+def _contents(
+    directory: DataDirectory, out: Output, found: Findings, full: bool, upto: int | None
+) -> StorageCorrupt | None:
+    """Print what is in a log that can be opened; return the first damage that reading it finds."""
+    with directory.purging(out.note):
+        _hard_state(directory, out, found.index)
+    damage = _log(directory, out, found.index)
+    readings = read_found(directory, out, found) if full else {}
+    show_segments(directory, out, found, readings)
+    damage = damage or next((each.damage for each in readings.values() if each.damage is not None), None)
+    if full:
+        try:
+            # The oldest entries are read first, and purged first.
+            directory.again(lambda: _totals(directory, out, directory.examine()[1].index, upto, readings))
+        except StorageCorrupt as error:
+            damage = damage or error
+    return damage
 
 
 def _identity(directory: DataDirectory, out: Output, identity: Identity | None) -> None:
@@ -134,12 +144,17 @@ def _origin(directory: DataDirectory, active: Segment) -> tuple[str, int, str]:
     return place
 
 
-def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
+def _log(directory: DataDirectory, out: Output, index: LogIndex) -> StorageCorrupt | None:
+    """Print what the log is; return damage of its oldest entry."""
     first, last, runs = index.purged.index + 1, index.last, index.terms()
     count = last.index - index.purged.index
     oldest: Entry | None = None
-    with directory.purging(out.note):
-        oldest = next(walk_entries(directory.files, index, first, first), None) if count else None
+    damage: StorageCorrupt | None = None
+    try:
+        with directory.purging(out.note):
+            oldest = next(walk_entries(directory.files, index, first, first), None) if count else None
+    except StorageCorrupt as error:
+        damage = error
     newest = index.time_ms
     fields = {
         "first": first if count else None,
@@ -154,7 +169,7 @@ def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
     }
     if out.as_json:
         out.put("log", fields)
-        return
+        return damage
     held = f"{amount(count, 'entry')}, {first} to {last.index}" if count else f"no entries after {last.index}"
     out.text(f"{out.heading('log')}  {held}; ends in term {last.term}")
     out.text(f"  purged     up to {index.purged.index} (term {index.purged.term})")
@@ -165,48 +180,16 @@ def _log(directory: DataDirectory, out: Output, index: LogIndex) -> None:
         earlier = f" (and {len(runs) - _RUNS_SHOWN} earlier)" if len(runs) > _RUNS_SHOWN else ""
         out.text(f"  terms      {shown}{earlier}")
     out.text(f"  configs    {len(index.configs())}")
+    return damage
 
 
 def _position(position: LogId) -> dict[str, int]:
     return {"term": position.term, "index": position.index}
 
 
-def _segments(directory: DataDirectory, out: Output, found: Findings) -> None:
-    segments = found.index.segments
-    out.text(f"{out.heading('segments')}  {amount(len(segments), 'file')}")
-    out.text(f"  {'file':<46} {'first':>9} {'last':>9} {'entries':>9} {'used':>11} {'allocated':>11}")
-    for each in segments:
-        first, last, used = each.first, each.last, each.end + each.seal_bytes
-        count = max(0, last - first + 1)
-        name = directory.name(each.path)
-        fields = {
-            "file": name,
-            "seq": each.header.seq,
-            "first": first if count else None,
-            "last": last if count else None,
-            "entries": count,
-            "used": used,
-            "allocated": each.header.size,
-            "sealed": each.sealed,
-            "chain": f"{each.header.chain:08x}",
-            "chain_end": f"{each.chain:08x}",
-        }
-        shown = (first, last) if count else ("-", "-")
-        sealed = "sealed" if each.sealed else "active" if each is found.index.active else "seal missing"
-        line = f"  {name:<46} {shown[0]:>9} {shown[1]:>9} {count:>9} {used:>11} {each.header.size:>11}  {sealed}"
-        out.put("segment", fields, line)
-
-
-def _bare_segments(directory: DataDirectory, out: Output) -> None:
-    """Print what the files say of themselves, where an opening would refuse."""
-    for each in list_segments(directory.files, directory.path):
-        name = directory.name(each.path)
-        fields = {**segment_fields(each, name), "problem": each.problem}
-        problem = f"  {out.bad(each.problem)}" if each.problem else ""
-        out.put("segment_file", fields, f"{segment_text(out, each, name)}{problem}")
-
-
-def _totals(directory: DataDirectory, out: Output, index: LogIndex, upto: int | None) -> None:
+def _totals(
+    directory: DataDirectory, out: Output, index: LogIndex, upto: int | None, readings: Mapping[str, Reading]
+) -> None:
     first, last = index.purged.index + 1, index.last.index
     if upto is not None:
         if not first <= upto <= last:
@@ -226,7 +209,10 @@ def _totals(directory: DataDirectory, out: Output, index: LogIndex, upto: int | 
             digest.update(len(entry.raw).to_bytes(4, "little") + entry.raw)
             if number % _REPORT_EVERY == 0:
                 advance(_REPORT_EVERY)
-    removals = _removals(directory, index)
+    removals = {
+        "truncations": sum(each.truncations for each in readings.values()),
+        "resets": sum(each.resets for each in readings.values()),
+    }
     by_type = {kind.name.lower(): kinds[kind.name.lower()] for kind in EntryKind}
     fields = {
         **by_type,
@@ -247,21 +233,6 @@ def _totals(directory: DataDirectory, out: Output, index: LogIndex, upto: int | 
         f"  removed    {amount(removals['truncations'], 'truncation')}, {amount(removals['resets'], 'reset')}\n"
         f"  SHA-256    of entries {first} to {last}: {digest.hexdigest()}",
     )
-
-
-def _removals(directory: DataDirectory, index: LogIndex) -> dict[str, int]:
-    """Count the operations in all segments that removed entries otherwise than by purging."""
-    found = {"truncations": 0, "resets": 0}
-    for segment in index.segments:
-        for record in scan_records(directory.files, segment.path, segment.header, again=directory.look_again):
-            for each in walk_payload(record.payload) if record.payload and _is_batch(record) else ():
-                found["truncations"] += isinstance(each, Truncate)
-                found["resets"] += isinstance(each, Reset)
-    return found
-
-
-def _is_batch(record: ScannedRecord) -> bool:
-    return record.header is not None and record.header.type == BATCH
 
 
 def _snapshots(directory: DataDirectory, out: Output, full: bool) -> Verdict | None:
