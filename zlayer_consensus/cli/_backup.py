@@ -6,7 +6,8 @@ import fcntl
 import http.client
 import json
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import BinaryIO
 from urllib.parse import SplitResult, urlsplit
@@ -25,6 +26,8 @@ from ._payload import describe_membership, plain_membership
 __all__ = ["check", "restore", "take"]
 
 _PIECE = 1 << 20
+_TICK = 1.0
+"""Seconds between two steps of a bar that shows time."""
 _LONGEST_ERROR = 64 << 10
 
 
@@ -85,7 +88,8 @@ def _download(url: str, parts: SplitResult, file: BinaryIO, out: Output, timeout
     connection = kind(parts.hostname or "", parts.port, timeout=timeout)
     try:
         connection.request("GET", f"{parts.path.rstrip('/')}/v1/backup", headers={"Accept-Encoding": "identity"})
-        response = connection.getresponse()
+        with _waiting(out, timeout):
+            response = connection.getresponse()
         if response.status != 200:
             raise CannotOpen(f"{url} answers {_error_in(response)}")
         length = int(response.headers.get("content-length") or 0)
@@ -102,6 +106,25 @@ def _download(url: str, parts: SplitResult, file: BinaryIO, out: Output, timeout
         raise CannotOpen(f"{url}: {str(error) or type(error).__name__}") from error
     finally:
         connection.close()
+
+
+@contextmanager
+def _waiting(out: Output, timeout: float) -> Iterator[None]:
+    """Show how much of the time has gone that is given to the node, which takes a snapshot before it answers."""
+    answered = threading.Event()
+
+    def watch(advance: Callable[[int], None]) -> None:
+        while not answered.wait(_TICK):
+            advance(1)
+
+    with out.progress(round(timeout / _TICK), "waiting for the snapshot, at most") as advance:
+        thread = threading.Thread(target=watch, args=(advance,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            answered.set()
+            thread.join()
 
 
 def _checked(url: str) -> SplitResult:

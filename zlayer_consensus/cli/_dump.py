@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,6 +32,7 @@ from ._directory import DataDirectory
 from ._exit import ExitCode
 from ._output import Output, amount, at_time
 from ._payload import Payloads, kind_name
+from ._reading import counted
 from ._verdict import Verdict, judge, refusal, show_verdict
 
 __all__ = ["ENTRY_TYPES", "TYPES", "Selection", "dump"]
@@ -39,6 +41,8 @@ ENTRY_TYPES = ("noop", "command", "config", "session")
 TYPES = (*ENTRY_TYPES, "state", "truncate", "reset", "purge", "mark", "seal")
 _RECORDS = {BATCH: "batch", MARK: "mark", SEAL: "seal"}
 _STRIPED = 1
+_LONG = 16 << 20
+"""Bytes that it takes a moment to read."""
 
 Item = tuple[str, dict[str, Any], Callable[[], str]]
 
@@ -125,6 +129,10 @@ def _is_in_tail(directory: DataDirectory, verdict: Verdict, damage: StorageCorru
     )
 
 
+def _nowhere(_steps: int) -> None:
+    pass
+
+
 class _Dump:
     def __init__(self, directory: DataDirectory, out: Output, payloads: Payloads, selection: Selection) -> None:
         self._directory = directory
@@ -135,11 +143,16 @@ class _Dump:
 
     def run(self, segments: list[SegmentFile]) -> list[StorageCorrupt]:
         """Print them; return what was damaged."""
-        for each in segments:
-            self._segment(each)
+        starts = [self._selection.start_in(each) if each.header is not None else None for each in segments]
+        total = sum(each.size - at for each, at in zip(segments, starts, strict=True) if at is not None)
+        # Without a filter, the lines themselves are the progress; and a bar would stand in what a pager shows.
+        is_quiet = total >= _LONG and not self._selection.is_all
+        with self._out.progress(total, "reading segments") if is_quiet else nullcontext(_nowhere) as advance:
+            for each, start in zip(segments, starts, strict=True):
+                self._segment(each, start, advance)
         return self._damaged
 
-    def _segment(self, each: SegmentFile) -> None:
+    def _segment(self, each: SegmentFile, start: int | None, advance: Callable[[int], None]) -> None:
         name = self._directory.name(each.path)
         shown = False
 
@@ -153,15 +166,12 @@ class _Dump:
             head()
         if each.problem:
             self._damage(name, 0, each.size, each.problem)
-        if each.header is None:
+        if each.header is None or start is None:
             return
-        start = self._selection.start_in(each)
-        if start is None:
-            return
+        files, again = self._directory.files, self._directory.look_again
+        records = scan_records(files, each.path, each.header, start, again)
         try:
-            for record in scan_records(
-                self._directory.files, each.path, each.header, start, self._directory.look_again
-            ):
+            for record in counted(records, start, each.size, advance):
                 self._record(name, record, head)
         except StorageFailed:
             if not self._directory.is_gone(each.path):
