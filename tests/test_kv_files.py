@@ -336,7 +336,10 @@ class _Run:
         return chunks, files
 
     def restore(self, machine: FileKeyValueMachine, chunks: list[bytes], files: list[StateFile]) -> None:
-        sink = self.wait(machine.restore_files(files)) if files else machine.restore()
+        if self.draw.random() < 0.5:
+            sink = self.wait(machine.replace_files(files)) if files else machine.replace()
+        else:
+            sink = self.wait(machine.restore_files(files)) if files else machine.restore()
         for chunk in chunks:
             sink.write(chunk)
         sink.finish()

@@ -715,6 +715,27 @@ class FileLifeTests(Case):
         self.assertEqual(len(self.names()), 1)
         self.assertEqual(self.settled(self.machine.get(b"c")).value, b"3")
 
+    def test_replaced_state_goes_before_the_new_one_comes(self) -> None:
+        """Neither memory nor the disk has to have both; what is being read of the old one is still there for that."""
+        other = opened(self.files, directory="/other")
+        apply(other, Put(b"c", b"3"), 1)
+        chunks, named = take(other)
+        files = link(self.files, named)
+        self.settle()
+        waiting = self.machine.get(b"a")
+        sink = self.settled(self.machine.replace_files(files))
+        self.assertEqual(self.settled(waiting).value, b"1")
+        self.settle()
+        self.assertEqual((len(self.machine), len(self.names())), (0, 1))
+        for chunk in chunks:
+            sink.write(chunk)
+        sink.finish()
+        self.settle()
+        self.assertEqual((len(self.machine), len(self.names())), (1, 1))
+        self.assertEqual(self.settled(self.machine.get(b"c")).value, b"3")
+        self.apply(Put(b"c", b"4"))
+        self.assertEqual(self.settled(self.machine.get(b"c")).value, b"4")
+
     def test_large_values_have_files_of_their_own(self) -> None:
         self.machine = self.begin(file_bytes=1000)
         self.apply(Put(b"a", bytes(5000)), Put(b"b", b""), Put(b"c", b""))

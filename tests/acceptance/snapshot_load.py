@@ -25,7 +25,7 @@ from zlayer_consensus.daemon._local_cluster import ClusterFailed, child_environm
 
 from ._clients import content
 from ._noise import Noise
-from ._scene import CALM, Scene, tell, together
+from ._scene import CALM, STORAGE, Scene, tell, together
 from ._watch import Violation
 from ._wire import NoAnswer
 
@@ -280,6 +280,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--rate", type=int, default=200)
+    parser.add_argument("--values", choices=("memory", "disk"), default="memory", help="where the values are")
     parser.add_argument("--lenient", action="store_true", help="do not ask for a round in which no loop was late")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
@@ -287,8 +288,8 @@ def main() -> int:
     def story(scene: Scene) -> Coroutine[Any, Any, None]:
         return SnapshotLoad(scene, options.keys, options.rounds, options.rate, not options.lenient).run()
 
-    deadline = 600 + options.keys / 1000
-    return tell("snapshot-load", story, raft=settings(), seed=options.seed, deadline=deadline)
+    storage, deadline = {**STORAGE, "values": options.values}, 600 + options.keys / 1000
+    return tell("snapshot-load", story, raft=settings(), storage=storage, seed=options.seed, deadline=deadline)
 
 
 if __name__ == "__main__":

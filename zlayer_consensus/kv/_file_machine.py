@@ -13,6 +13,7 @@ from ..errors import ConfigError, ConsensusError, DomainError
 from ..storage import (
     IExecutor,
     IFileSystem,
+    IReplaceableFiles,
     IStateDigest,
     IStateMachineFiles,
     IStateSink,
@@ -53,7 +54,7 @@ _Pair = tuple[bytes, bytes]
 """A key and its record."""
 
 
-@implementer(IStateMachineFiles, IStateDigest)
+@implementer(IStateMachineFiles, IStateDigest, IReplaceableFiles)
 class FileKeyValueMachine(MachineBase):
     """A replicated, ordered, versioned map of bytes to bytes, whose values are in files, and its keys in memory.
 
@@ -336,17 +337,43 @@ class FileKeyValueMachine(MachineBase):
         return log
 
     def _sink(self, log: ValueLog, files: list[ValueFile]) -> IStateSink:
-        def replace(store: Store, index: int) -> None:
-            old, self._log, self._restoring = self._log, log, None
-            self._compactor.stop()
+        def restored(store: Store, index: int) -> None:
+            if log is not self._log:
+                old, self._log, self._restoring = self._log, log, None
+                self._compactor.stop()
+                old.clear()
             self._adopt(store, index)
             self._applied()
             self._compactor = self._new_compactor()
-            old.clear()
             log.sweep(files)
             self._compactor.consider()
 
-        return StateSink(Store(*self._history, log), _Reading(log, files), replace)
+        return StateSink(Store(*self._history, log), _Reading(log, files), restored, self._debris)
+
+    # --- IReplaceableFiles
+
+    def replace(self) -> IStateSink:
+        """Begin to replace the state by one without files; the old one goes as the new one comes."""
+        return self._sink(self._give_up(), [])
+
+    def replace_files(self, files: Sequence[StateFile]) -> Deferred[IStateSink]:
+        """See :meth:`IReplaceableFiles.replace_files`."""
+        log = self._give_up()
+        adopted, linked = log.adopt(files)
+        return linked.addCallback(lambda _: self._sink(log, adopted))
+
+    def _give_up(self) -> ValueLog:
+        """Let the state go, and its files; return where the values of another one come."""
+        if self._restoring is not None:
+            self._restoring.clear()
+            self._restoring = None
+        self._compactor.stop()
+        self._log.clear()
+        self._clear_away(self._store)
+        log = self._log = ValueLog(self._storage, self._file_bytes)
+        self._store = Store(*self._history, log)
+        self._applied()
+        return log
 
     def close(self) -> Deferred[None]:
         """See :meth:`IStateMachineFiles.close`."""

@@ -23,7 +23,14 @@ from ..errors import (
     StorageCorrupt,
 )
 from ..raft import Entry, EntryKind, LogId, SnapshotPoint
-from ..storage.interfaces import ApplyContext, IReplaceableState, ISnapshotReader, IStateMachineFiles, IStateSink
+from ..storage.interfaces import (
+    ApplyContext,
+    IReplaceableFiles,
+    IReplaceableState,
+    ISnapshotReader,
+    IStateMachineFiles,
+    IStateSink,
+)
 from ._digests import DIGEST_EVERY
 from ._failures import error_in
 from ._sessions import SessionLoader, SessionTable
@@ -392,7 +399,9 @@ class Applier:
         machine: Any = self._machine
         sink: IStateSink
         if self._files is not None and reader.files:
-            sink = await self._files.restore_files(reader.files)
+            self.replacing = IReplaceableFiles.providedBy(machine)
+            begin = machine.replace_files if self.replacing else machine.restore_files
+            sink = await begin(reader.files)
         elif IReplaceableState.providedBy(machine):
             self.replacing = True
             sink = machine.replace()

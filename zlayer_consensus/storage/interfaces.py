@@ -19,6 +19,7 @@ from ..raft import Entry, LogId, LogWrite, SnapshotPoint, Start
 __all__ = [
     "ApplyContext",
     "ILogStore",
+    "IReplaceableFiles",
     "IReplaceableState",
     "ISnapshotReader",
     "ISnapshotReceiver",
@@ -321,6 +322,16 @@ class IReplaceableState(Interface):
 
         Until the sink's ``finish`` has returned, nothing is applied and nobody reads; whoever wants to read waits. If
         it does not get there, the machine is not used any more: the node stops.
+        """
+
+
+class IReplaceableFiles(IReplaceableState):
+    """The same beside :class:`IStateMachineFiles`."""
+
+    def replace_files(files: Sequence[StateFile]) -> Deferred[IStateSink]:
+        """Begin to replace the state by that of a snapshot with these files; ``replace`` is for one without.
+
+        The old one is given up, and its files go. For the others holds what holds for ``restore_files``.
         """
 
 

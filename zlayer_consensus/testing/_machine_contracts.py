@@ -190,18 +190,24 @@ class StateMachineContract(Base):
             raise SkipTest("this machine has no other way than restore")
         self.assertTrue(verifyObject(IReplaceableState, machine))
         self.run_commands(machine, before)
-        chunks = list(machine.snapshot())
+        pieces, files = self.begin_snapshot(machine)
+        chunks = list(pieces)
         self.run_commands(other, self.commands())
         for _ in range(2):
-            self.replace_in(other, chunks)
+            self.replace_in(other, chunks, files)
             self.assertEqual(self.state_of(other), self.state_of(machine))
         first = len(before) + 1
         self.assertEqual(self.run_commands(other, after, first), self.run_commands(machine, after, first))
         self.assertEqual(self.state_of(other), self.state_of(machine))
 
-    def replace_in(self, machine: Any, chunks: Iterable[bytes]) -> None:
+    def begin_replacement(self, machine: Any, files: Sequence[StateFile]) -> IStateSink:
+        """Begin to replace a state as a node does."""
+        sink: IStateSink = machine.replace()
+        return sink
+
+    def replace_in(self, machine: Any, chunks: Iterable[bytes], files: Sequence[StateFile] = ()) -> None:
         """Replace a machine's state as a node does."""
-        sink = machine.replace()
+        sink = self.begin_replacement(machine, files)
         for chunk in chunks:
             sink.write(chunk)
         sink.finish()

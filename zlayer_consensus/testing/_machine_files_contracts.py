@@ -10,7 +10,15 @@ from twisted.internet.defer import Deferred
 from zope.interface.verify import verifyObject
 
 from ..errors import DomainError
-from ..storage import ApplyContext, IFileSystem, IStateMachine, IStateMachineFiles, IStateSink, StateFile
+from ..storage import (
+    ApplyContext,
+    IFileSystem,
+    IReplaceableFiles,
+    IStateMachine,
+    IStateMachineFiles,
+    IStateSink,
+    StateFile,
+)
 from ._machine_contracts import StateMachineContract
 
 __all__ = ["StateMachineFilesContract"]
@@ -90,6 +98,12 @@ class StateMachineFilesContract(StateMachineContract):
     def begin_restore(self, machine: Any, files: Sequence[StateFile]) -> IStateSink:
         """Begin to restore a snapshot."""
         sink: IStateSink = self.result_of(machine.restore_files(files)) if files else machine.restore()
+        return sink
+
+    def begin_replacement(self, machine: Any, files: Sequence[StateFile]) -> IStateSink:
+        """Begin to replace a state."""
+        self.assertTrue(IReplaceableFiles.providedBy(machine), "a machine with files has replace_files beside replace")
+        sink: IStateSink = self.result_of(machine.replace_files(files)) if files else machine.replace()
         return sink
 
     def content(self, file: StateFile) -> bytes:

@@ -11,7 +11,15 @@ from typing import Any
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IReplaceableState, IStateDigest, IStateMachine, IStateMachineFiles, IStateSink
+from ...storage import (
+    ApplyContext,
+    IReplaceableFiles,
+    IReplaceableState,
+    IStateDigest,
+    IStateMachine,
+    IStateMachineFiles,
+    IStateSink,
+)
 from ...types import RaftTypes
 from ._with_files import ForwardsFiles
 
@@ -102,7 +110,7 @@ def begin_to_replace(machine: Any) -> IStateSink:
     return sink
 
 
-@implementer(IStateMachineFiles)
+@implementer(IStateMachineFiles, IReplaceableFiles)
 class _ChainMachineFiles(ChainMachine, ForwardsFiles):
     """The same around a machine with files."""
 

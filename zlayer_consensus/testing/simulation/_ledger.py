@@ -12,7 +12,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from ...errors import DomainError
-from ...storage import ApplyContext, IReplaceableState, IStateMachine, IStateMachineFiles, IStateSink, StateFile
+from ...storage import (
+    ApplyContext,
+    IReplaceableFiles,
+    IReplaceableState,
+    IStateMachine,
+    IStateMachineFiles,
+    IStateSink,
+    StateFile,
+)
 from .._simfs import SimulatedFileSystem
 from ._application import Application, Propose
 from ._chain import begin_to_replace
@@ -314,7 +322,7 @@ class WatchedMachine:
         return inner
 
 
-@implementer(IStateMachineFiles)
+@implementer(IStateMachineFiles, IReplaceableFiles)
 class _WatchedMachineFiles(WatchedMachine, ForwardsFiles):
     """The same of a machine with files."""
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
 from ...errors import ConsensusError
-from ...storage import IExecutor, IFileSystem, InlineExecutor, IStateSink, StateFile
+from ...storage import IExecutor, IFileSystem, InlineExecutor, IReplaceableFiles, IStateSink, StateFile
 
 __all__ = ["Disk", "ForwardsFiles"]
 
@@ -102,6 +102,13 @@ class ForwardsFiles:
     def restore_files(self, files: Sequence[StateFile]) -> Deferred[IStateSink]:
         """See :meth:`~zlayer_consensus.storage.IStateMachineFiles.restore_files`."""
         waiting: Deferred[IStateSink] = self.inner.restore_files(files)
+        return waiting.addCallback(self.sink)
+
+    def replace_files(self, files: Sequence[StateFile]) -> Deferred[IStateSink]:
+        """See :meth:`~zlayer_consensus.storage.IReplaceableFiles.replace_files`, or what a node would do instead."""
+        inner = self.inner
+        begin = inner.replace_files if IReplaceableFiles.providedBy(inner) else inner.restore_files
+        waiting: Deferred[IStateSink] = begin(files)
         return waiting.addCallback(self.sink)
 
     def sink(self, inner: IStateSink) -> IStateSink:
