@@ -130,13 +130,13 @@ class FilesSweep(Sweep):
     def says_what(self, error: StorageCorrupt, path: str, offset: int) -> bool:
         """Whether a refusal says what is damaged: a range of entries, or the value that the byte belongs to.
 
-        That is a key and a revision; the key and the place alone, if nothing but the checksum is wrong.
+        That is a key and a revision.
         """
         if self.kind(path) != "values" or error.first_index is not None:
             return super().says_what(error, path, offset)
         data = self._files.read(path, error.offset, 1 << 20)
         key_size, size = (int.from_bytes(data[at : at + 4], "little") for at in (4, 8))
         key, revision = data[20 : 20 + key_size], int.from_bytes(data[12:20], "little")
-        named = rf"value of {re.escape(repr(key))} (at revision {revision}\b|does not match)"
+        named = rf"value of {re.escape(repr(key))} at revision {revision}\b"
         within = error.offset <= offset < error.offset + record_bytes(key, size)
         return within and re.search(named, error.reason) is not None

@@ -229,16 +229,17 @@ def read_value(files: IFileSystem, place: Place) -> bytes:
     :raises StorageFailed: if the disk failed.
     """
     path, offset, key = place.path, place.offset, place.key
+    which = f"value of {key!r} at revision {place.revision}"
     length = record_bytes(key, place.size)
     data = files.read(path, offset, length)
     if len(data) < length:
-        raise StorageCorrupt(path, offset, f"a value of {length} bytes is cut off after {len(data)}")
+        raise StorageCorrupt(path, offset, f"the {which} is cut off after {len(data)} of {length} bytes")
     crc, key_size, size, revision = _HEADER.unpack_from(data)
     value = data[_HEADER.size + len(key) :]
     if (key_size, size, revision) != (len(key), place.size, place.revision) or not data.startswith(key, _HEADER.size):
-        raise StorageCorrupt(path, offset, f"it is not the value of {key!r} at revision {place.revision}")
+        raise StorageCorrupt(path, offset, f"it is not the {which}")
     if _checksum(data[4 : _HEADER.size], key, value) != crc:
-        raise StorageCorrupt(path, offset, f"the checksum of the value of {key!r} does not match")
+        raise StorageCorrupt(path, offset, f"the checksum of the {which} does not match")
     return value[: place.keep]
 
 
