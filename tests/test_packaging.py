@@ -18,7 +18,7 @@ PLUGINS = ROOT / "twisted" / "plugins"
 PLUGIN = PLUGINS / "zlayer_consensus_plugin.py"
 
 # A module that is longer holds more than one thing.
-MAX_MODULE_LINES = 600
+MAX_MODULE_LINES = 500
 
 # Printed on one line of its own, whatever else a module may print when it is imported.
 REPORT_REACTOR_MODULES = """

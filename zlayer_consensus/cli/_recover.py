@@ -63,7 +63,7 @@ def read_survey(path: str) -> Holdings:
     try:
         with open(path, encoding="utf-8") as file:
             return Holdings.from_json(file.read())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CannotOpen(f"{path} is not what zconsensus recover survey prints: {error}") from error
 
 
@@ -75,7 +75,7 @@ def read_plan(path: str) -> RecoveryPlan:
     try:
         with open(path, encoding="utf-8") as file:
             return RecoveryPlan.from_json(file.read())
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CannotOpen(f"{path}: {error}") from error
 
 

@@ -118,7 +118,7 @@ class RecoveryPlan:
             survivors = tuple(Holdings.from_plain(each) for each in body["survivors"])
             new_cluster = bytes.fromhex(body["new_cluster"])
             return cls(new_cluster, survivors, body["base"], tuple(body["lost"]), body["term"], (audit, config))
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"it is not the plan of a recovery: {error!r}") from error
 
 

@@ -79,7 +79,7 @@ class Holdings:
             body = document["survey"]
             if document["sha256"] != digest_of(body):
                 raise ValueError("it was changed, or is of another version")
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"it is not what a survivor has: {error!r}") from error
         return cls.from_plain(body)
 
