@@ -29,6 +29,8 @@ from twisted.python.failure import Failure
 
 from ...errors import ConsensusError, Overloaded
 from ...node import Metrics
+from ...raft import NO_LOG
+from ._checker import quorum
 from ._host import LATENESS, Host, Process
 
 if TYPE_CHECKING:
@@ -214,12 +216,29 @@ class _Calm:
 
     def _failed(self, begun: float) -> None:
         world = self._world
-        if world.quorums.committed().members and not self._suffices(world.core):
-            # A change that was under way has made a configuration of nodes that are broken.
+        # A change that was under way has made a configuration of nodes that are broken.
+        broken = bool(world.quorums.committed().members) and not self._suffices(world.core)
+        if broken or self._learner_in_the_way():
             world.count("unrecoverable")
             return
         text = f"nodes {sorted(world.core)} have had {world.timeline.now - begun:.3f} s: {self.missing()}"
         raise world.checker.violated("liveness", text)
+
+    def _learner_in_the_way(self) -> bool:
+        """Say whether nobody can be elected since a learner has the newest log: a gap of Raft (docs/core.rst).
+
+        It refuses its vote to one that counts it as a voter, in a change that is not committed, and does not campaign.
+        """
+        runtimes = [process.node._runtime for process in self._processes() if not process.stopped]
+        cores = {runtime.node_id: runtime.core for runtime in runtimes if runtime.has_core}
+        voters = {i for i, core in cores.items() if i in core.membership.voters | core.membership.outgoing}
+        newest = max((core.last for core in cores.values()), default=NO_LOG)
+        if any(cores[i].last == newest for i in voters):
+            return False
+        return not any(
+            quorum(cores[i].membership, {j for j, other in cores.items() if other.last <= cores[i].last})
+            for i in voters
+        )
 
     def _leader(self) -> tuple[int, int]:
         return next((m.node_id, m.term) for m in self._metrics() if m.role == "leader")
