@@ -326,15 +326,17 @@ class FileKeyValueMachine(MachineBase):
 
     def restore_files(self, files: Sequence[StateFile]) -> Deferred[IStateSink]:
         """See :meth:`IStateMachineFiles.restore_files`."""
-        log = self._new_log()
-        adopted, linked = log.adopt(files)
-        return linked.addCallback(lambda _: self._sink(log, adopted))
+        return self._with_files(self._new_log(), files)
 
     def _new_log(self) -> ValueLog:
         if self._restoring is not None:
             self._restoring.clear()  # of one that was not finished
         log = self._restoring = ValueLog(self._storage, self._file_bytes)
         return log
+
+    def _with_files(self, log: ValueLog, files: Sequence[StateFile]) -> Deferred[IStateSink]:
+        adopted, linked = log.adopt(files)
+        return linked.addCallback(lambda _: self._sink(log, adopted))
 
     def _sink(self, log: ValueLog, files: list[ValueFile]) -> IStateSink:
         def restored(store: Store, index: int) -> None:
@@ -358,9 +360,7 @@ class FileKeyValueMachine(MachineBase):
 
     def replace_files(self, files: Sequence[StateFile]) -> Deferred[IStateSink]:
         """See :meth:`IReplaceableFiles.replace_files`."""
-        log = self._give_up()
-        adopted, linked = log.adopt(files)
-        return linked.addCallback(lambda _: self._sink(log, adopted))
+        return self._with_files(self._give_up(), files)
 
     def _give_up(self) -> ValueLog:
         """Let the state go, and its files; return where the values of another one come."""
